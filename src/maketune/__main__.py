@@ -1,0 +1,5 @@
+"""python -m maketune."""
+
+from maketune.cli import main
+
+main()

@@ -1,0 +1,135 @@
+"""The verbs. Heavy imports happen inside them, so that --help answers at once."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from maketune import errors
+
+app = typer.Typer(
+    help="Fine-tune GPT-2-family language models, or train them from scratch. The Makefile calls these verbs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Over the config's.")]
+
+
+@app.command("env-verify")
+def env_verify(overrides: Overrides = None) -> None:
+    """Check packages, libraries, GPU, kernels, mounts and memory; write env.json."""
+    from maketune import environment
+
+    environment.verify(overrides or [])
+
+
+@app.command()
+def data(overrides: Overrides = None) -> None:
+    """Read, check, split and tokenize the texts, and fetch the model; write data.json. The only step with a network."""
+    from maketune import data
+
+    data.prepare(overrides or [])
+
+
+@app.command()
+def train(overrides: Overrides = None) -> None:
+    """Train, or go on training; write metrics.jsonl, checkpoints/ and model/, then evaluate and sample."""
+    from maketune import train
+
+    train.train(overrides or [])
+
+
+@app.command("eval")
+def evaluate(overrides: Overrides = None) -> None:
+    """Judge the run's model on the run's texts; write eval.json."""
+    from maketune import evaluate
+
+    evaluate.evaluate(overrides or [])
+
+
+@app.command()
+def generate(overrides: Overrides = None) -> None:
+    """Complete PROMPT with the run's model; write samples.jsonl, print the text."""
+    from maketune import generate
+
+    generate.generate(overrides or [])
+
+
+@app.command()
+def monitor() -> None:
+    """Show each step of the run as it comes, from metrics.jsonl, until the run has ended."""
+    from maketune import monitor
+
+    monitor.monitor()
+
+
+def main(call: Callable[[], None] = app) -> None:
+    """Run the program and turn whatever ends it into an exit code, with one clear error where the user can mend it."""
+    signal.signal(signal.SIGTERM, _terminate)  # so that what is half done is cleared away
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        call()
+    except errors.UserError as error:
+        stop(str(error), error.hint, error.code)
+    except errors.Stopped as stopped:
+        sys.exit(stopped.code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(errors.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        stop(f"{error.strerror or error}: {error.filename or ''}", os_hint(error), errors.UNFIT)
+    except Exception as error:
+        unexpected(error)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise errors.Stopped(errors.SIGTERM)
+
+
+def unexpected(error: Exception) -> None:
+    """Memory and disk by the libraries' own names; for the rest one line, with the traceback in a file."""
+    import errno
+    import traceback
+
+    text = f"{type(error).__name__}: {error}"
+    if "os error 28" in text or "No space left" in text:
+        stop(text, os_hint(OSError(errno.ENOSPC, "")), errors.UNFIT)
+    if any(sign in text for sign in ("OutOfMemory", "out of memory", "not enough memory", "MemoryError")):
+        hint = "less at once: train.micro_batch_size, eval.batch_size or data.context_length; or a smaller model"
+        stop(text.splitlines()[0], hint, errors.OUT_OF_MEMORY)
+    place = f"runs/{os.environ.get('MAKETUNE_RUN', '')}/traceback.txt"
+    try:
+        with open(place, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        traceback.print_exception(error)
+    stop(text.splitlines()[0][:300], f"unexpected: a damaged file of the run, or a defect of maketune; see {place}", 1)
+
+
+def os_hint(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    import errno
+
+    return {
+        errno.ENOSPC: "free some space (`make clean` lists what maketune holds), then repeat: finished work is kept",
+        errno.EDQUOT: "your disk quota is used up; free some space, then repeat: finished work is kept",
+        errno.EACCES: "give yourself access to it (ls -l, chown, chmod)",
+        errno.EROFS: "that file system is read-only; runs/ and .cache/ must be writable",
+    }.get(error.errno or 0, "")
+
+
+def stop(message: str, hint: str, code: int) -> None:
+    """Print `error:` and `hint:` lines on stderr and leave with `code`."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    sys.exit(code)

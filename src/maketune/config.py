@@ -1,0 +1,266 @@
+"""The settings of a run: strict classes, the only place with defaults, and how a YAML file becomes one."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from maketune.errors import UserError
+
+
+class Section(BaseModel):
+    """Every section refuses unknown keys and wrong types; a field's docstring is its documentation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """Which model: one from the Hub, one from a folder, or a new GPT-2."""
+
+    init: Literal["pretrained", "scratch"] = "pretrained"
+    """`scratch` starts from random weights, with a tokenizer trained on the corpus unless `tokenizer` names one."""
+    name: str = "openai-community/gpt2"
+    """Hub id or folder of the pretrained model."""
+    revision: str | None = None
+    """Commit of the Hub repository; without one the newest is taken, and recorded."""
+    tokenizer: str | None = None
+    """Hub id or folder of another tokenizer; for `scratch` alone."""
+    vocab_size: int | None = Field(None, ge=257, le=2**20)
+    """Of a tokenizer trained on the corpus; this and what follows are for `scratch`, a pretrained model has its own."""
+    n_layer: int | None = Field(None, ge=1, le=1000)
+    n_head: int | None = Field(None, ge=1, le=1000)
+    n_embd: int | None = Field(None, ge=1, le=2**16)
+    dropout: float | None = Field(None, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelConfig":
+        own = {"vocab_size": 8192, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.1}
+        if self.init == "pretrained":
+            given = [key for key in (*own, "tokenizer") if getattr(self, key) is not None]
+            if given:
+                raise ValueError(f"{', '.join(given)}: for `init: scratch` alone; a pretrained model brings its own")
+            return self
+        for key, value in own.items():
+            if getattr(self, key) is None:
+                setattr(self, key, value)
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        return self
+
+
+class DataConfig(Section):
+    """Which texts, and how they become tokens."""
+
+    path: str | None = None
+    """A .txt (a sample a line), .csv or .jsonl file, or a folder of those. `make train DATA=...` sets it."""
+    dataset: str | None = None
+    """A Hub data set."""
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    dataset_split: str = "train"
+    builtin: Literal["python-docs"] | None = None
+    """Text that every Python carries: its own documentation, a paragraph a sample."""
+    text_column: str = "text"
+    context_length: int = Field(512, ge=8, le=2**20)
+    """Tokens that the model sees at once."""
+    test_size: float = Field(0.1, gt=0, lt=1)
+    """Share of the documents held back for evaluation; a document's content decides, so equal ones stay together."""
+    seed: int = Field(42, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if sum(source is not None for source in (self.path, self.dataset, self.builtin)) != 1:
+            raise ValueError("name exactly one of path, dataset, builtin (or give DATA=...)")
+        return self
+
+
+class TrainConfig(Section):
+    """How to train. Names and meanings are those of transformers' TrainingArguments, unless said."""
+
+    learning_rate: float = Field(5e-5, gt=0, le=1)
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    num_train_epochs: float = Field(3.0, gt=0)
+    max_steps: int = Field(-1, ge=-1, le=2**31)
+    """Optimizer steps; -1: as many as `num_train_epochs` make."""
+    batch_size: int = Field(16, ge=1, le=2**20)
+    """Sequences an optimizer step; nothing changes it behind your back."""
+    micro_batch_size: int = Field(4, ge=1)
+    """Sequences at once in memory; alters memory and speed, and the result by rounding alone."""
+    warmup_steps: float = Field(0, ge=0)
+    """Steps; below 1, the share of all steps."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    max_grad_norm: float = Field(1.0, gt=0)
+    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 from compute capability 8.0, fp16 below, fp32 on the CPU."""
+    save_steps: int = Field(500, ge=1)
+    """Steps between checkpoints; each epoch's end saves one too."""
+    save_total_limit: int = Field(2, ge=1)
+    logging_steps: int = Field(10, ge=1)
+    """Steps between lines on the terminal; metrics.jsonl has every step."""
+    seed: int = Field(42, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> "TrainConfig":
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be at least 1, or -1 for as many as num_train_epochs make")
+        return self
+
+
+class EvalConfig(Section):
+    """How to judge."""
+
+    split: Literal["test", "train", "all"] = "test"
+    stride: int | None = Field(None, ge=1)
+    """Tokens that the window moves on over a document longer than the context; none: the context length."""
+    batch_size: int = Field(8, ge=1, le=2**16)
+
+
+class GenerateConfig(Section):
+    """How to sample. PROMPT on the command line goes first."""
+
+    prompt: str = "The"
+    max_new_tokens: int = Field(60, ge=1, le=2**20)
+    temperature: float = Field(0.8, ge=0, le=100)
+    """0: always the likeliest token."""
+    top_k: int = Field(50, ge=0, le=2**20)
+    top_p: float = Field(0.95, gt=0, le=1)
+    count: int = Field(1, ge=1, le=10_000)
+    """Completions of the prompt."""
+    seed: int = Field(42, ge=0, lt=2**32)
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    generate: GenerateConfig = GenerateConfig()
+
+    @model_validator(mode="after")
+    def _stride_skips_nothing(self) -> "Config":
+        if (self.eval.stride or 1) > self.data.context_length:
+            raise ValueError(f"eval.stride = {self.eval.stride}: beyond the context length, so tokens would be skipped")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-5 as a string and takes the last of two equal keys; people mean neither."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(path: str, overrides: list[str], *, data: str = "", model: str = "") -> Config:
+    """Return the config in the YAML file `path`, changed by DATA, MODEL and `key.path=value` overrides.
+
+    Raises UserError with every problem at once: place, value, what is allowed, the nearest real key.
+    """
+    tree, lines = _parse(path)
+    if data:
+        for source in ("dataset", "dataset_config", "dataset_revision", "builtin"):
+            _section(tree, "data").pop(source, None)
+        _section(tree, "data")["path"] = data
+    if model and model != _section(tree, "model").get("name"):
+        tree["model"] = {"name": model}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section, _, field = key.partition(".")
+        if not (equals and section and field) or "." in field:
+            homes = [name for name, home in Config.model_fields.items() if key in home.annotation.model_fields]
+            hint = f"did you mean {homes[0]}.{override}?" if homes else 'as in ARGS="train.max_steps=40"'
+            raise UserError(f"{override!r} is not of the form section.key=value", hint)
+        try:
+            _section(tree, section)[field] = yaml.load(text, _Loader)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+            _section(tree, section)[field] = text
+        lines.pop((section, field), None)
+    return _validate(tree, path, lines)
+
+
+def _section(tree: dict, name: str) -> dict:
+    """The section's mapping, made if it is not there; what is no mapping is left for the validation to name."""
+    if tree.get(name) is None:
+        tree[name] = {}
+    return tree[name] if isinstance(tree[name], dict) else {}
+
+
+def _parse(path: str) -> tuple[dict, dict[tuple[str, ...], int]]:
+    """The file's mapping, and the line of each key."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        tree = yaml.load(text, _Loader) or {}
+        root = yaml.compose(text, _Loader)
+    except FileNotFoundError:
+        raise UserError(
+            f"no config at {path}", f"those there are: {', '.join(map(str, Path('configs').glob('*.yaml')))}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+        raise UserError(f"{path}{place}: not valid YAML: {problem}", "compare it with configs/smoke.yaml") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no sections", f"it needs some of: {', '.join(Config.model_fields)}")
+    lines = {}
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
+        lines[(key.value,)] = key.start_mark.line + 1
+        for inner, _ in value.value if isinstance(value, yaml.MappingNode) else []:
+            lines[(key.value, inner.value)] = inner.start_mark.line + 1
+    return tree, lines
+
+
+def _validate(tree: dict, path: str, lines: dict[tuple[str, ...], int]) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_problem(each, path, lines) for each in error.errors()]
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise UserError(
+        f"{count} in the settings:\n" + "\n".join(f"  {problem}" for problem in problems), "mend each and repeat"
+    )
+
+
+def _problem(error: Any, path: str, lines: dict[tuple[str, ...], int]) -> str:
+    """One line of text for one of pydantic's findings: place, key, value, what is allowed."""
+    location = tuple(str(part) for part in error["loc"])[:2]
+    where = f"{path}:{lines[location]}: " if location in lines else ""
+    key = ".".join(location) or "config"
+    if error["type"] == "extra_forbidden":
+        section = Config.model_fields[location[0]].annotation if len(location) == 2 else Config
+        names = list(section.model_fields)
+        near = difflib.get_close_matches(location[-1], names, 1, 0.5)
+        return f"{where}{key}: unknown key; " + (
+            f"did you mean {near[0]}?" if near else f"those there are: {', '.join(names)}"
+        )
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("value_error", "missing"):
+        return f"{where}{key}: {message}"
+    return f"{where}{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def differences(old: Config, new: Config, sections: tuple[str, ...]) -> list[str]:
+    """`section.key: old there, new now` for each setting of the sections in which the two configs differ."""
+    return [
+        f"{section}.{key}: {value!r} there, {getattr(getattr(new, section), key)!r} now"
+        for section in sections
+        for key, value in getattr(old, section)
+        if value != getattr(getattr(new, section), key)
+    ]

@@ -1,0 +1,47 @@
+"""On what to compute and in which precision: the value and the reason, which is printed."""
+
+import os
+from typing import NamedTuple
+
+import torch
+
+from maketune.errors import Unfit
+
+
+class Choice(NamedTuple):
+    """A decision and why it fell so."""
+
+    value: str
+    reason: str
+
+
+def choose_device() -> Choice:
+    """`cuda` or `cpu`. Raises Unfit where a GPU is asked for and none can be used: never onto the CPU unsaid."""
+    gpus, flavor = os.environ.get("MAKETUNE_GPUS", ""), os.environ.get("MAKETUNE_FLAVOR", "")
+    if gpus == "0":
+        return Choice("cpu", "GPUS=0")
+    if torch.cuda.is_available():
+        return Choice("cuda", torch.cuda.get_device_name(0))
+    if torch.version.cuda is None or flavor == "cpu":
+        return Choice("cpu", "the cpu flavour")
+    if not flavor:
+        return Choice("cpu", "no GPU was found")
+    raise Unfit(
+        f"the {flavor} flavour needs a GPU, and torch finds none (CUDA {torch.version.cuda})",
+        "GPUS=0 trains on the CPU, and means it; with a GPU check nvidia-smi and the NVIDIA Container Toolkit",
+    )
+
+
+def choose_precision(wanted: str, device: str) -> Choice:
+    """bf16, fp16 or fp32 for `train.precision` on the device. Raises Unfit for what it cannot do."""
+    if device == "cpu":
+        if wanted in ("bf16", "fp16"):
+            raise Unfit(f"train.precision = {wanted}: the CPU computes in fp32", "train.precision=auto")
+        return Choice("fp32", "the CPU")
+    capability = torch.cuda.get_device_capability()
+    modern = capability >= (8, 0)
+    if wanted == "bf16" and not modern:
+        raise Unfit(f"bf16 needs compute capability 8.0, this GPU has {capability}", "train.precision=fp16")
+    if wanted != "auto":
+        return Choice(wanted, "asked for")
+    return Choice("bf16" if modern else "fp16", f"compute capability {capability[0]}.{capability[1]}")

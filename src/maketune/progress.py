@@ -1,0 +1,72 @@
+"""Long work made visible: a bar with an ETA on a terminal, a plain line now and then elsewhere."""
+
+import functools
+import os
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: a reader who has seen enough (| head) ends no training."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+console = _Console(
+    stderr=True, soft_wrap=True, force_terminal=True if os.environ.get("MAKETUNE_TERMINAL") == "1" else None
+)
+PLAIN_EVERY_SECONDS = 10
+
+
+def say(text: str) -> None:
+    """Print a line of news on stderr; results go to stdout."""
+    console.print(text, markup=False, highlight=False)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line of news unless this process has said it."""
+    say(text)
+
+
+class Bar:
+    """Counts up to `total`; `advance` says how far and, in `note`, what else is worth knowing."""
+
+    def __init__(self, label: str, total: float, done: float = 0) -> None:
+        self.label, self.total, self.done, self.first = label, max(total, 1), done, done
+        self.started = self.printed = time.monotonic()
+        self.bar = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console)
+            self.task = self.bar.add_task(label, total=self.total, completed=done, note="")
+
+    def __enter__(self) -> "Bar":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance(self, amount: float, note: str = "", line: bool | None = None) -> None:
+        """Count `amount` more. Where there is no terminal `line` forces a plain line, or none; else time decides."""
+        self.done += amount
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, note=note)
+            return
+        now = time.monotonic()
+        if line or (line is None and now - self.printed > PLAIN_EVERY_SECONDS):
+            self.printed = now
+            rest = (self.total - self.done) * (now - self.started) / max(self.done - self.first, 1e-9)
+            print(f"{self.label} {self.done / self.total:4.0%}  {note}  ETA {rest:.0f} s", file=sys.stderr, flush=True)

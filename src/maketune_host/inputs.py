@@ -1,0 +1,131 @@
+"""What the user names: the run, the config, data and model. Checked before anything is built or asked."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Dict, List
+
+from maketune_host.errors import UserError, nearest
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def find(text: str, folders: List[Path]) -> Path:
+    """The absolute path that `text` means, seen from the first of the folders where it exists."""
+    paths = [Path(os.path.abspath(str(folder / os.path.expanduser(text)))) for folder in folders]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def data(text: str, folders: List[Path]) -> str:
+    """DATA as an absolute path. Raises UserError if it cannot be read."""
+    if not text:
+        return ""
+    path = find(text, folders)
+    _text("DATA", text)
+    if not path.exists():
+        hint = _similar(path) or f"a .txt, .csv or .jsonl file, or a folder of those; relative to {folders[0]}"
+        if HUB_ID.fullmatch(text) and "/" in text and not Path(text).suffix:
+            hint = f'a data set of the Hub goes into the config: ARGS="data.dataset={text}"'
+        raise UserError(f"DATA: there is no {path}", hint)
+    if not os.access(str(path), os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise UserError(f"DATA: {path} cannot be read", "give yourself access to it (ls -l, chown, chmod)")
+    return str(path)
+
+
+def model(text: str, folders: List[Path]) -> str:
+    """MODEL as an absolute path, or a Hub id as it is. Raises UserError if it is neither."""
+    if not text:
+        return ""
+    path = find(text, folders)
+    if not (path / "config.json").exists() and (path / "model/config.json").exists():
+        raise UserError(f"MODEL: {path} is a run", f"its model is MODEL={text.rstrip('/')}/model")
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise UserError(f"MODEL: {path} is a file", "name the folder that holds config.json and the weights")
+    if not HUB_ID.fullmatch(text):
+        raise UserError(
+            f"MODEL: there is no folder {path}", _similar(path) or "a folder, or a Hub id (gpt2, owner/name)"
+        )
+    return text
+
+
+def config(text: str, root: Path, folders: List[Path]) -> str:
+    """CONFIG as the steps see it: relative for one in configs/, else absolute. Raises UserError if it is not there."""
+    path = find(text, folders)
+    if not path.is_file():
+        there = sorted(str(each.relative_to(root)) for each in (root / "configs").glob("*.yaml"))
+        near = nearest(text if "/" in text else "configs/" + text, there)
+        raise UserError(
+            f"CONFIG: there is no {path}", " ".join(filter(None, [near, "those there are: " + ", ".join(there)]))
+        )
+    return str(path.relative_to(root)) if root / "configs" in path.parents else str(path)
+
+
+def _text(name: str, value: str) -> None:
+    """Raise UserError for a name that is no text: config.yaml and the messages could not hold it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}={value!r} is not valid UTF-8", "rename it, or set a UTF-8 locale") from None
+
+
+def _similar(path: Path) -> str:
+    try:
+        near = nearest(path.name, os.listdir(str(path.parent)))
+    except OSError:
+        return f"there is no folder {path.parent}"
+    return f"{near} (in {path.parent})" if near else ""
+
+
+def run_name(text: str) -> str:
+    """RUN as the name of a folder. Raises UserError for what is none."""
+    name = text.strip()
+    if not name or "/" in name or name.startswith((".", "-")) or not name.isprintable() or len(name.encode()) > 200:
+        raise UserError(
+            f"RUN={text!r} is not a name for a run", "letters, digits, dot, dash and underscore, as in RUN=my-first"
+        )
+    return name
+
+
+def new_run(stem: str) -> str:
+    """A name for a new run: what it is made from, and now."""
+    return "{}-{}".format(re.sub(r"[^\w.-]", "-", stem).lstrip(".-") or "run", time.strftime("%Y%m%d-%H%M%S"))
+
+
+def newest_run(root: Path) -> str:
+    """The run whose model is the newest. Raises UserError if there is none."""
+    models = [path for path in (root / "runs").glob("*/model") if path.is_dir()]
+    if not models:
+        raise UserError("there is no run with a trained model yet", "make train")
+    return max(models, key=lambda path: path.stat().st_mtime).parent.name
+
+
+def watched_run(root: Path, name: str) -> str:
+    """The run `name`, or without a name the one written to last. Raises UserError if it is not there."""
+    there = {}
+    for path in (root / "runs").glob("*/manifest.json"):
+        metrics = path.with_name("metrics.jsonl")
+        there[path.parent.name] = max(each.stat().st_mtime for each in (path, metrics) if each.exists())
+    if name and name not in there:
+        raise UserError(f"there is no run {name}", nearest(name, there) or "begin it: make train RUN=" + name)
+    if not there:
+        raise UserError("there is no run yet", "make train")
+    return name or max(there, key=lambda run: there[run])
+
+
+def remembered(run: Path) -> Dict[str, str]:
+    """DATA and MODEL that an existing run was made with: its settings hold their paths, so a step needs them again."""
+    content = read_json(run / "manifest.json").get("inputs")
+    return {key: str(content.get(key) or "") for key in ("DATA", "MODEL")} if isinstance(content, dict) else {}
+
+
+def read_json(path: Path) -> Dict[str, object]:
+    """A JSON file's object; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

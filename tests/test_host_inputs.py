@@ -1,0 +1,97 @@
+"""What the user names is checked before anything starts."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from maketune_host import inputs, workflow
+from maketune_host.errors import UserError
+
+ODD = 'my $HOME "file" é:it\'s,1.csv'
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "configs").mkdir()
+    for name in ("smoke", "gpt2"):
+        (tmp_path / f"configs/{name}.yaml").write_text("")
+    return tmp_path
+
+
+def refused(call, *arguments):
+    with pytest.raises(UserError) as raised:
+        call(*arguments)
+    assert raised.value.code == 2
+    return str(raised.value), raised.value.hint
+
+
+def test_data_of_any_name_becomes_its_absolute_path(root, tmp_path):
+    (root / ODD).write_text("text\n")
+    assert inputs.data(ODD, [Path("/nowhere"), tmp_path]) == str(root / ODD)
+    assert inputs.data("", [root]) == ""
+
+
+def test_missing_data_is_named_absolutely_with_the_nearest(root):
+    (root / "reviews.csv").write_text("text\n")
+    message, hint = refused(inputs.data, "review.csv", [root])
+    assert str(root / "review.csv") in message
+    assert "did you mean reviews.csv?" in hint
+
+
+def test_data_on_the_hub_is_pointed_to_the_config(root):
+    assert 'ARGS="data.dataset=Salesforce/wikitext"' in refused(inputs.data, "Salesforce/wikitext", [root])[1]
+
+
+def test_a_model_is_a_folder_or_a_hub_id(root):
+    (root / "mine").mkdir()
+    (root / "file.bin").write_text("")
+    assert inputs.model("mine", [root]) == str(root / "mine")
+    assert inputs.model("gpt2", [root]) == "gpt2"
+    assert inputs.model("openai-community/gpt2", [root]) == "openai-community/gpt2"
+    assert "is a file" in refused(inputs.model, "file.bin", [root])[0]
+    for missing in ("/no/where", "./mien", "~/nothing-there", "a/b/c"):
+        assert "no folder" in refused(inputs.model, missing, [root])[0]
+
+
+def test_a_config_in_configs_is_the_same_string_on_both_sides(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("else where") / "a.yaml"
+    elsewhere.write_text("")
+    assert inputs.config("configs/smoke.yaml", root, [root]) == "configs/smoke.yaml"
+    assert inputs.config(str(root / "configs/smoke.yaml"), root, [root]) == "configs/smoke.yaml"
+    assert inputs.config(str(elsewhere), root, [root]) == str(elsewhere)
+
+
+def test_a_missing_config_names_the_nearest_and_all(root):
+    for text in ("configs/smok.yaml", "smoke.yml"):
+        _, hint = refused(inputs.config, text, root, [root])
+        assert hint == "did you mean configs/smoke.yaml? those there are: configs/gpt2.yaml, configs/smoke.yaml"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "  ", "-x", "a\nb", "x" * 300])
+def test_a_run_is_one_folder(name):
+    assert "RUN=" in refused(inputs.run_name, name)[0]
+
+
+def test_run_names_may_be_words_of_any_language():
+    assert inputs.run_name(" mein Lauf é.2 ") == "mein Lauf é.2"
+    assert re.fullmatch(r"smoke-\d{8}-\d{6}", inputs.new_run("smoke"))
+    assert inputs.run_name(inputs.new_run("..a b/c"))
+
+
+def test_the_newest_run_with_a_model_is_taken(root):
+    assert "make train" in refused(inputs.newest_run, root)[1]
+    (root / "runs/unfinished").mkdir(parents=True)
+    (root / "runs/done/model").mkdir(parents=True)
+    assert inputs.newest_run(root) == "done"
+
+
+def test_an_open_quote_in_args_is_an_error_of_input():
+    assert workflow.words("a 'b c'") == ["a", "b c"]
+    assert "ARGS" in refused(workflow.words, "a 'b")[0]
+
+
+def test_what_an_existing_run_was_made_with_is_remembered(root):
+    (root / "manifest.json").write_text('{"inputs": {"DATA": "/x.csv", "MODEL": ""}}')
+    assert inputs.remembered(root) == {"DATA": "/x.csv", "MODEL": ""}
+    assert inputs.remembered(root / "none") == {}

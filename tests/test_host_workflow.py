@@ -1,0 +1,75 @@
+"""A step does what is missing before it, and nothing twice."""
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from maketune_host import pins
+
+
+@pytest.fixture
+def steps(local):
+    """The verbs that a target would run, in order; and what the launcher says."""
+    local.environment["RUN"] = ""
+
+    def dry(target, **more):
+        command = [*local.launcher[:-1], target, "--dry-run"]
+        done = subprocess.run(command, cwd=local.root, env=local.environment | more, capture_output=True, text=True)
+        assert done.returncode in (0, 2), done.stderr
+        return re.findall(r"-m maketune ([a-z-]+)", done.stdout), done.stderr
+
+    dry.clone = local
+    return dry
+
+
+def test_train_verifies_and_reads_data_first(steps):
+    assert steps("train", RUN="new")[0] == ["env-verify", "data", "train"]
+    assert steps("smoke", RUN="new", CONFIG="")[0] == ["env-verify", "data", "train"]
+    assert steps("data", RUN="new")[0] == ["data"]
+
+
+def test_an_environment_is_verified_once_a_run(steps):
+    digest = pins.lock_digest(steps.clone.root, "cu124")
+    record = {"environment": f"local:{digest}:0", "verdict": "ok"}
+    (steps.clone.run / "env.json").write_text(json.dumps(record))
+    assert steps("train", RUN="r")[0] == ["data", "train"]
+    (steps.clone.run / "env.json").write_text(json.dumps(record | {"environment": "local:other:0"}))
+    assert steps("train", RUN="r")[0] == ["env-verify", "data", "train"]
+    (steps.clone.run / "env.json").write_text(json.dumps(record | {"verdict": "fail"}))
+    assert steps("train", RUN="r")[0] == ["env-verify", "data", "train"]
+
+
+def test_eval_and_generate_take_the_newest_run_with_its_own_settings(steps):
+    assert "make train" in steps("generate")[1]
+    (steps.clone.run / "model").mkdir()
+    for name in ("config.yaml", "data.json"):
+        (steps.clone.run / name).write_text("{}")
+    verbs, said = steps("generate", CONFIG="")
+    assert verbs == ["generate"]
+    assert "run: r (the newest with a model)" in said
+    assert "config: runs/r/config.yaml (the run's own)" in said
+    assert steps("eval")[0] == ["eval"]
+    (steps.clone.run / "data.json").unlink()
+    assert steps("eval")[0] == ["data", "eval"]
+
+
+def test_eval_of_another_model_makes_a_run_of_its_own(steps, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n")
+    verbs, said = steps("eval", MODEL="gpt2", DATA=str(tmp_path / "texts.csv"))
+    assert verbs == ["data", "eval"]
+    assert re.search(r"run: runs/eval-\d{8}-\d{6} \(new\)", said)
+
+
+def test_data_of_a_run_that_exists_is_given_again(steps, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n")
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "manifest.json").write_text(
+        json.dumps({"inputs": {"DATA": str(tmp_path / "texts.csv"), "MODEL": ""}})
+    )
+    command = [*steps.clone.launcher[:-1], "train", "--dry-run"]
+    environment = steps.clone.environment | {"RUN": "r", "CONFIG": ""}
+    done = subprocess.run(command, cwd=steps.clone.root, env=environment, capture_output=True, text=True)
+    assert f"MAKETUNE_DATA={tmp_path}/texts.csv" in done.stdout
+    assert "MAKETUNE_CONFIG" not in done.stdout

@@ -1,0 +1,75 @@
+"""Packed documents must not see each other. A library update that breaks this must break these tests."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from maketune.data.rows import IGNORED, Rows, collate
+from maketune.train import token_loss
+
+
+class Documents:
+    """What Rows needs of a Split."""
+
+    def __init__(self, *documents):
+        self.tokens = np.concatenate(documents).astype(np.uint16)
+        self.starts = np.concatenate([[0], np.cumsum([len(each) for each in documents])])
+
+
+def random_documents(*lengths):
+    generator = np.random.default_rng(0)
+    return [generator.integers(1, 99, length) for length in lengths]
+
+
+def gpt2(attention):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=100, n_positions=32, n_embd=32, n_layer=2, n_head=2, attn_implementation=attention)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    return GPT2LMHeadModel(config)
+
+
+def test_rows_hold_every_token_once_and_positions_restart():
+    documents = random_documents(5, 1, 40, 9, 20)
+    rows = Rows(Documents(*documents), 16)
+    items = [rows[i] for i in range(len(rows))]
+    flat = torch.cat([item["input_ids"] for item in items])[:75].numpy()
+    assert (flat == np.concatenate(documents)).all()
+    assert items[0]["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, *range(10)]
+    assert items[1]["position_ids"].tolist() == list(range(16))
+    assert len(items) == 5
+    assert items[-1]["labels"].tolist()[11:] == [IGNORED] * 5
+
+
+def test_no_document_or_row_has_a_label_on_its_first_token():
+    rows = Rows(Documents(*random_documents(5, 1, 40, 9, 20)), 16)
+    for item in (rows[i] for i in range(len(rows))):
+        assert (item["labels"][item["position_ids"] == 0] == IGNORED).all()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_loss_and_gradients_equal_the_documents_one_by_one(attention, checkpointing):
+    documents = random_documents(7, 12, 2, 11)
+    model = gpt2(attention).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    packed = token_loss(model, collate([Rows(Documents(*documents), 32)[0]]))
+    packed.backward()
+    gradients = [weight.grad.clone() for weight in model.parameters()]
+    model.zero_grad()
+    alone = sum(token_loss(model, collate([Rows(Documents(each), len(each))[0]])) for each in documents)
+    alone.backward()
+    assert torch.allclose(packed, alone, rtol=1e-6)
+    for gradient, weight in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, weight.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_an_attention_mask_would_leak_which_is_why_there_is_none():
+    """The trap itself: if this starts to fail, the library has changed, and the guard above can be rethought."""
+    row = collate([Rows(Documents(*random_documents(7, 12, 13)), 32)[0]])
+    model = gpt2("sdpa").eval()
+    inputs = {"input_ids": row["input_ids"], "position_ids": row["position_ids"], "use_cache": False}
+    kept = model(**inputs).logits
+    leaky = model(**inputs, attention_mask=torch.ones_like(row["input_ids"])).logits
+    assert (kept - leaky).abs().max() > 1e-3
