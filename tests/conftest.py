@@ -82,13 +82,14 @@ class Clone:
 
     def launching(self):
         """The moment when everything is decided and nothing has been started."""
-        return wait_for(
-            lambda: list(self.root.glob(".cache/launch/*/override.yaml")) or (self.run / "started").exists()
-        )
+        return wait_for(lambda: list(self.root.glob(".cache/launch/*")) or (self.run / "started").exists())
 
     def nothing_is_left(self):
+        processes = f"{self.root}/.cache/venv" if self.runner == "local" else f"--project-directory {self.root}"
+        if subprocess.run(["pgrep", "-f", "--", processes], capture_output=True).returncode != 1:
+            return False
         if self.runner == "local":
-            return subprocess.run(["pgrep", "-f", f"{self.root}/.cache/venv"], capture_output=True).returncode == 1
+            return True
         labels = f"label=com.docker.compose.project.working_dir={self.root}"
         listed = subprocess.run([self.client, "ps", "-aq", "--filter", labels], capture_output=True, check=True)
         return not listed.stdout.strip() and not list(self.root.glob(".cache/launch/*"))

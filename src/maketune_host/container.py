@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional
 from maketune_host import decide
 from maketune_host.errors import Unfit, UserError, say
 from maketune_host.launch import CACHES, Launch, program, variables
-from maketune_host.process import ask, show, supervise
+from maketune_host.process import ask, passing, show, supervise
 
 ONLINE = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "HF_ENDPOINT")
 BUNDLE = "/run/maketune-ca.pem"
@@ -46,11 +46,11 @@ def run(launch: Launch, verb: str) -> int:
             return 0
         file.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
         stdin = None if verb == "shell" or interactive else subprocess.DEVNULL
-        return launch_container(command, launch.docker.client, name, scratch, stdin, interactive)
+        return launch_container(command, launch.docker.client, name, stdin, interactive)
 
 
 def launch_container(
-    command: List[str], client: str, name: str, scratch: Path, stdin: Optional[int], interactive: bool
+    command: List[str], client: str, name: str, stdin: Optional[int], interactive: bool
 ) -> int:
     """Run the compose client; whatever ends it ends its container, which the client alone would orphan."""
     # bash on a terminal takes no notice of TERM
@@ -61,9 +61,7 @@ def launch_container(
     options = {"session": not interactive, "stdin": stdin}
     begun = int(time.time())
     try:
-        code = supervise(
-            command, stop=stop, kill=[client, "kill", name], scratch=str(scratch), env=environment, **options
-        )
+        code = supervise(command, stop=stop, kill=[client, "kill", name], env=environment, **options)
     finally:
         state = ask([client, "container", "inspect", "--format", "{{.State.Status}}", name])
         if state.code == 0:  # the client died, or the start failed: --rm does not cover either
@@ -209,7 +207,7 @@ def hand_over(path: Path, owner: "Optional[tuple[int, int]]", deep: bool = True)
 
 @contextlib.contextmanager
 def _scratch(launch: Launch, user: decide.User) -> Iterator[Path]:
-    """A folder for the override and the token, removed afterwards; also one that a killed launcher left."""
+    """A folder for the override and the token, removed afterwards; also one that a lost machine left."""
     folder = launch.root / ".cache/launch" / str(os.getpid())
     if launch.dry:
         yield folder
@@ -217,11 +215,8 @@ def _scratch(launch: Launch, user: decide.User) -> Iterator[Path]:
     for old in folder.parent.glob("*"):
         if not Path("/proc", old.name).exists():
             shutil.rmtree(str(old), ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
+    with passing(folder):
         yield folder
-    finally:
-        shutil.rmtree(str(folder), ignore_errors=True)
 
 
 def _token(folder: Path, user: decide.User) -> Optional[Path]:

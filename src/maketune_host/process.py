@@ -6,19 +6,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from maketune_host.errors import Stopped
 
 # Outlives a killed launcher: the pipe's end without a line before it means that nobody is left to stop the child.
 WATCHDOG = """
-folder=$1; shift; command=
+command=
 while read -r line; do case $line in done) exit;; *) command=$line;; esac; done
 tries=0
 until [ $# -gt 0 ] && "$@" || [ -n "$command" ] && eval "$command"; do
     tries=$((tries + 1)); [ $tries -lt 120 ] || break; sleep 0.5
 done
-[ -z "$folder" ] || rm -rf "$folder"
 """
 
 
@@ -75,18 +75,17 @@ def supervise(
     stop: Optional[List[str]] = None,
     kill: Optional[List[str]] = None,
     session: bool = True,
-    scratch: str = "",
     **options: Any,
 ) -> int:
     """Run a command in its own session and return its exit status. Raises Stopped if a signal came.
 
     On a signal `stop` is tried until it succeeds (else the child's group gets TERM), the child is waited for, and a
-    second Ctrl-C runs `kill`. A launcher that is killed leaves `stop`, and removing `scratch`, to a watchdog.
+    second Ctrl-C runs `kill`. A launcher that is killed leaves `stop` to a watchdog.
     """
     _Signals.supervising = True
     options.setdefault("stdin", subprocess.DEVNULL)
     watchdog = subprocess.Popen(
-        ["sh", "-c", WATCHDOG, "watchdog", scratch, *(stop or [])],
+        ["sh", "-c", WATCHDOG, "watchdog", *(stop or [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -109,6 +108,22 @@ def supervise(
     if _Signals.received:
         raise Stopped(_Signals.received)
     return code
+
+
+@contextlib.contextmanager
+def passing(folder: Path) -> Iterator[None]:
+    """Make a folder that only the caller can enter; it goes with the launcher, also with one that is killed."""
+    keeper = subprocess.Popen(
+        ["sh", "-c", 'cat > /dev/null; rm -rf "$1"', "keeper", str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
+    finally:
+        keeper.stdin.close()
+        keeper.wait()
 
 
 def _wait(child: "subprocess.Popen[bytes]", stop: Optional[List[str]], kill: Optional[List[str]], session: bool) -> int:
