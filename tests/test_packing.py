@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from maketune.data.rows import IGNORED, Rows, collate
-from maketune.train import token_loss
+from maketune.loss import token_loss
 
 
 class Documents:

@@ -1,28 +1,25 @@
 """The train step: transformers' Trainer over packed rows, going on from the newest whole checkpoint."""
 
-import contextlib
 import shutil
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 import transformers
-from torch.nn import functional
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from maketune import data, environment, evaluate, generate, model
-from maketune.checkpoints import check_disk, make_readable, newest, path_of, settle
+from maketune.checkpoints import check_disk, make_readable, newest, settle
 from maketune.config import TrainConfig
 from maketune.data.rows import IGNORED, Rows, collate
 from maketune.data.store import Split
 from maketune.device import Choice, choose_device, choose_precision
-from maketune.errors import SIGINT, SIGTERM, Stopped, UserError
+from maketune.errors import Stopped, UserError
+from maketune.loss import token_loss
 from maketune.progress import say, say_once
 from maketune.runs import Run, alone, open_run
+from maketune.stopping import StopWhenAsked, stop_signals
 from maketune.telemetry import Metrics
 
 
@@ -181,59 +178,12 @@ class MicroBatchTrainer(Trainer):
         return str(self._staging or self.args.output_dir)
 
 
-def token_loss(model: torch.nn.Module, part: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The summed cross-entropy, in nats, of the labels that count.
-
-    GPT-2's own loss is scaled by (T-1)/T when a first label counts, so only logits are asked for. No attention mask and
-    no cache: with either, packed documents see each other.
-    """
-    logits = model(input_ids=part["input_ids"], position_ids=part["position_ids"], use_cache=False).logits
-    logits, labels = logits[:, :-1].flatten(0, 1).float(), part["labels"][:, 1:].flatten()
-    return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-
-
 def restore_threads(run: Run) -> None:
     """Compute with the number of threads that the run began with: the order of summation depends on it."""
     threads = run.read("manifest.json").get("threads")
     if threads and threads != torch.get_num_threads():
         say(f"threads: {threads}, as this run began")
         torch.set_num_threads(threads)
-
-
-class StopWhenAsked(TrainerCallback):
-    """Ends training after the step in which a signal came, with a checkpoint."""
-
-    def __init__(self, asked: list[int]) -> None:
-        self.asked = asked
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop if asked to."""
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save at each epoch's end, and do not evaluate on the way out."""
-        control.should_save = not path_of(state.global_step, Path(args.output_dir)).exists()
-        if self.asked:
-            control.should_evaluate = False
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT as exit codes instead of dying of them; the second of a kind ends at once."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(SIGINT if number == signal.SIGINT else SIGTERM)
-        signal.signal(number, signal.SIG_DFL)
-        say("\nstopping after this step; once more stops at once")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def save_model(run: Run, network: torch.nn.Module, tokenizer: Any) -> None:

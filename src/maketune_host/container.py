@@ -49,9 +49,7 @@ def run(launch: Launch, verb: str) -> int:
         return launch_container(command, launch.docker.client, name, stdin, interactive)
 
 
-def launch_container(
-    command: List[str], client: str, name: str, stdin: Optional[int], interactive: bool
-) -> int:
+def launch_container(command: List[str], client: str, name: str, stdin: Optional[int], interactive: bool) -> int:
     """Run the compose client; whatever ends it ends its container, which the client alone would orphan."""
     # bash on a terminal takes no notice of TERM
     stop = [client, "kill", "-s", "HUP" if interactive else "TERM", name]
