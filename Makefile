@@ -31,6 +31,8 @@ PYTHON ?= python3
 VARIABLES := CONFIG RUN DATA MODEL ARGS PROMPT GPUS FLAVOR RUNNER BASE_IMAGE YES
 # As the user wrote them, also with `$`, quotes and spaces: they go to the launcher in the environment, not as shell words.
 $(foreach name,$(VARIABLES),$(eval override export $(name) := $$(value $(name))))
+export MAKETUNE_VARIABLES := $(VARIABLES) PYTHON
+export MAKETUNE_GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
 export PYTHONPATH := $(CURDIR)/src
 export MAKETUNE_CALLED_FROM := $(value PWD)
 

@@ -145,3 +145,11 @@ def test_clean_asks_nobody_where_nobody_is_and_keeps_the_runs(make):
     assert (make.root / ".cache/data/file").exists()
     assert make(*words, "YES=1", env=hidden).returncode == 0
     assert (make.root / "runs/x/file").exists() and not (make.root / ".cache/data").exists()
+
+
+@pytest.mark.parametrize(("given", "meant"), [("RUNER=local", "RUNNER"), ("gpus=0", "GPUS"), ("CONFG=x", "CONFIG")])
+def test_a_mistyped_variable_is_named_and_others_may_be_given(make, given, meant):
+    done = make("-n", "train", "RUNNER=local", "GPUS=0", "FLAVOR=cu124", given)
+    assert done.returncode == 2
+    assert f"error: {given.split('=')[0]}= is no variable of the Makefile\nhint: did you mean {meant}=?" in done.stderr
+    assert make("-n", "train", "RUNNER=local", "GPUS=0", "FLAVOR=cu124", "OTHER=1").returncode == 0

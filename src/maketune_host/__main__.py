@@ -1,10 +1,11 @@
 """`python3 -m maketune_host TARGET [--dry-run]`, which the Makefile calls, its variables in the environment."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from maketune_host import doctor, housekeeping, install, process, workflow
+from maketune_host import doctor, housekeeping, inputs, install, process, workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +22,7 @@ def main() -> int:
 
     def work() -> int:
         process.install()
+        inputs.check_names(os.environ.get("MAKETUNE_GIVEN", ""), os.environ.get("MAKETUNE_VARIABLES", ""))
         return doer.run(ROOT, options.target, options.dry_run)
 
     return workflow.guarded(work)

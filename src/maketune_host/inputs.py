@@ -1,5 +1,6 @@
 """What the user names: the run, the config, data and model. Checked before anything is built or asked."""
 
+import difflib
 import json
 import os
 import re
@@ -10,6 +11,14 @@ from typing import Dict, List
 from maketune_host.errors import UserError, nearest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def check_names(given: str, known: str) -> None:
+    """Raise UserError for a variable on make's command line that is nearly one of the Makefile's: make ignores it."""
+    for name in given.split():
+        near = difflib.get_close_matches(name.upper(), known.split(), 1, 0.75)
+        if near and name not in known.split():
+            raise UserError(f"{name}= is no variable of the Makefile", f"did you mean {near[0]}=?")
 
 
 def find(text: str, folders: List[Path]) -> Path:
