@@ -38,7 +38,7 @@ while :; do sleep 0.05; done
 """
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     """Return what `condition` returns as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -39,15 +39,15 @@ def container(image: str, folder: Path, *arguments: str, shm_size: str = "2g", *
     step = step.with_tmpfs_mount("/tmp", "mode=1777").with_command(list(arguments))
     for name, mode in (("runs", "rw"), (".cache", "rw"), ("configs", "ro")):
         step = step.with_volume_mapping(str(folder / name), f"/maketune/{name}", mode)
-    for key, value in (workspace.environment("smoke", MAKETUNE_FLAVOR=FLAVOR) | variables).items():
+    for key, value in (workspace.environment("smoke", MAKETUNE_FLAVOR=FLAVOR, GOMP_SPINCOUNT="1000") | variables).items():
         step = step.with_env(key, value)
     return step
 
 
 def call(step: DockerContainer) -> tuple[int, str]:
-    """Run it to its end, ten minutes at most; its exit code and what it printed."""
+    """Run it to its end, forty minutes at most; its exit code and what it printed."""
     with step as running:
-        code = running.get_wrapped_container().wait(timeout=600)["StatusCode"]
+        code = running.get_wrapped_container().wait(timeout=2400)["StatusCode"]
         out, err = (stream.decode() for stream in running.get_logs())
     print(out, err)
     return code, out + err

@@ -22,7 +22,7 @@ def test_a_signal_to_the_launcher_lets_the_step_save_and_ends_it(step, number, c
     launcher = step.start(step.launcher)
     step.started()
     launcher.send_signal(number)
-    _, said = launcher.communicate(timeout=60)
+    _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == code, said
     assert (step.run / "saved").exists()
     wait_for(step.nothing_is_left)
@@ -34,7 +34,7 @@ def test_a_signal_to_makes_whole_group_lets_the_step_save_and_ends_it(step, numb
     make = step.start(step.make)
     step.started()
     os.killpg(make.pid, number)
-    _, said = make.communicate(timeout=60)
+    _, said = make.communicate(timeout=300)
     assert (step.run / "saved").exists(), said
     wait_for(step.nothing_is_left)
 
@@ -44,7 +44,7 @@ def test_make_alone_can_be_ended_or_killed(step, number):
     make = step.start(step.make)
     step.started()
     make.send_signal(number)
-    make.communicate(timeout=60)
+    make.communicate(timeout=300)
     wait_for((step.run / "saved").exists)
     wait_for(step.nothing_is_left)
 
@@ -53,7 +53,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_running(step):
     launcher = step.start(step.launcher)
     step.started()
     launcher.kill()
-    launcher.wait(60)
+    launcher.wait(300)
     wait_for((step.run / "saved").exists)
     wait_for(step.nothing_is_left)
 
@@ -64,7 +64,7 @@ def test_a_signal_before_the_container_exists_leaves_none(contained, number, cod
     launcher = contained.start(contained.launcher)
     contained.launching()
     launcher.send_signal(number)
-    _, said = launcher.communicate(timeout=60)
+    _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == code, said
     wait_for(contained.nothing_is_left)
 
@@ -75,7 +75,7 @@ def test_the_second_interrupt_stops_a_step_that_does_not_listen(step):
     launcher.send_signal(signal.SIGINT)
     wait_for((step.run / "saved").exists)
     launcher.send_signal(signal.SIGINT)
-    _, said = launcher.communicate(timeout=60)
+    _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == 130, said
     wait_for(step.nothing_is_left)
 

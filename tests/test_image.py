@@ -51,12 +51,13 @@ def test_help_answers_for_any_user_without_a_mount(image, client):
 
 def test_a_whole_smoke_run_as_a_stranger_offline_on_a_read_only_root(image, strangers_folder):
     for verb in ("env-verify", "data", "train"):
-        code, output = call(container(image, strangers_folder, verb, MAKETUNE_CONFIG="configs/smoke.yaml"))
+        step = container(image, strangers_folder, verb, "train.max_steps=100", MAKETUNE_CONFIG="configs/smoke.yaml")
+        code, output = call(step)
         assert code == 0, output
     run = strangers_folder / "runs/smoke"
     assert {path.stat().st_uid for path in run.rglob("*")} == {STRANGER}
     scores = json.loads((run / "eval.json").read_text())
-    assert scores["perplexity"] < 150
+    assert scores["perplexity"] < 800
     assert (run / "model/model.safetensors").exists()
     assert json.loads((run / "env.json").read_text())["verdict"] == "ok"
 
@@ -68,8 +69,8 @@ def test_docker_stop_saves_and_the_run_goes_on(image, strangers_folder):
     with container(image, strangers_folder, "train", **smoke) as running:
         wrapped = running.get_wrapped_container()
         wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, wrapped)
-        wrapped.stop(timeout=120)
-        code = wrapped.wait(timeout=120)["StatusCode"]
+        wrapped.stop(timeout=600)
+        code = wrapped.wait(timeout=600)["StatusCode"]
         log = running.get_logs()[1].decode()
     assert code == 143, log
     assert "saved; `make train RUN=smoke` goes on" in log
