@@ -1,11 +1,11 @@
 import json
-from collections import Counter
 
 import pytest
 
 import workspace
 from maketune import data
 from maketune.data import read
+from maketune.data.problems import Problems
 from maketune.data.store import Split
 from maketune.errors import UserError
 from maketune.runs import open_run
@@ -179,7 +179,7 @@ def test_documents_are_read_one_at_a_time(folder, monkeypatch):
     survey = data.take_survey(open_run_config(monkeypatch))
     assert survey.documents == 200
     assert not any(isinstance(value, list) for value in vars(survey).values())
-    assert next(read.documents(open_run_config(monkeypatch).data, Counter()))
+    assert next(read.documents(open_run_config(monkeypatch).data, Problems()))
 
 
 def open_run_config(monkeypatch):

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import string
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,16 +55,35 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which texts, and how they become tokens."""
 
-    path: str | None = None
-    """A .txt (a sample a line), .csv or .jsonl file, or a folder of those. `make train DATA=...` sets it."""
+    path: str | list[str] | None = None
+    """A file, folder or glob, or a list of those: .txt, .csv, .tsv, .jsonl, .json, .parquet, .arrow, each also with
+    .gz, .bz2, .xz or .zst; `-`: standard input. `make train DATA=...` sets it."""
+    test_path: str | list[str] | None = None
+    """Like `path`: the documents to evaluate on. Training documents equal to one of them are left out."""
+    format: Literal["txt", "csv", "tsv", "jsonl", "json", "parquet", "arrow"] | None = None
+    """Of all files, whatever their names end in; standard input is txt unless this says otherwise."""
     dataset: str | None = None
     """A Hub data set."""
     dataset_config: str | None = None
     dataset_revision: str | None = None
     dataset_split: str = "train"
+    streaming: bool = False
+    """Read a Hub data set's first `max_tokens` without downloading it all."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Where a stream ends (counted by an estimate of 4 bytes a token)."""
     builtin: Literal["python-docs"] | None = None
     """Text that every Python carries: its own documentation, a paragraph a sample."""
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    """What a document is in a .txt: a line, a paragraph (to an empty line), or the file."""
+    delimiter: str | None = None
+    """Between the fields of a .csv; without it a comma, in a .tsv a tab."""
     text_column: str = "text"
+    template: str | None = None
+    """Several columns as a text, as in "{title}\\n\\n{text}"; text, numbers and truth values fill it. {{ is a brace."""
+    on_error: Literal["fail", "skip", "replace"] = "fail"
+    """skip: leave damaged documents out, counted; replace: U+FFFD for what is not UTF-8, and fail at the rest."""
+    max_document_bytes: int = Field(2**26, ge=1, le=2**31 - 1)
+    """A longer document, or row, is taken for an error."""
     context_length: int = Field(512, ge=8, le=2**20)
     """Tokens that the model sees at once."""
     test_size: float = Field(0.1, gt=0, lt=1)
@@ -74,7 +94,24 @@ class DataConfig(Section):
     def _one_source(self) -> "DataConfig":
         if sum(source is not None for source in (self.path, self.dataset, self.builtin)) != 1:
             raise ValueError("name exactly one of path, dataset, builtin (or give DATA=...)")
+        if self.streaming != (self.max_tokens is not None) or (self.streaming and self.dataset is None):
+            raise ValueError("streaming, max_tokens and dataset go together: a stream must end somewhere")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"delimiter = {self.delimiter!r}: one character, and no quote or line end")
+        if self.path == [] or self.test_path == [] or self.test_path == "-":
+            raise ValueError("path and test_path: at least one file or folder; `-` is for path alone")
+        if self.template is not None:
+            _check_template(self.template)
         return self
+
+
+def _check_template(template: str) -> None:
+    try:
+        fields = [rest for _, *rest in string.Formatter().parse(template) if rest[0] is not None]
+    except ValueError as error:
+        raise ValueError(f"template = {template!r}: {error}; a brace as such is written twice") from None
+    if not fields or any(not name or spec or conversion for name, spec, conversion in fields):
+        raise ValueError(f"template = {template!r}: it takes names of columns in braces, as in {{title}}")
 
 
 class TrainConfig(Section):
@@ -173,9 +210,9 @@ def load_config(path: str, overrides: list[str], *, data: str = "", model: str =
     """
     tree, lines = _parse(path)
     if data:
-        for source in ("dataset", "dataset_config", "dataset_revision", "builtin"):
+        for source in ("dataset", "dataset_config", "dataset_revision", "builtin", "streaming", "max_tokens"):
             _section(tree, "data").pop(source, None)
-        _section(tree, "data")["path"] = data
+        _section(tree, "data")["path"] = data.split("\n") if "\n" in data else data
     if model and model != _section(tree, "model").get("name"):
         tree["model"] = {"name": model}
     for override in overrides:

@@ -5,7 +5,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maketune.config import Config
 from maketune.data import read
+from maketune.data.problems import Problems
 from maketune.data.store import Writer, whole
 from maketune.errors import UserError
 from maketune.progress import Bar, say
@@ -38,21 +38,22 @@ class Survey:
     digest: str = ""
     boundary: float = 0.0
     """Documents whose draw lies below it are for evaluation."""
-    dropped: Counter[str] = field(default_factory=Counter)
+    problems: Problems = field(default_factory=Problems)
 
 
 def prepare(overrides: list[str]) -> None:
     """Write data.json, and the tokens unless they are cached. Raises UserError for unreadable or too few texts."""
     run = open_run("data", overrides)
-    with run.step("data"):
+    with run.step("data"), read.spooled(run.config.data) as texts:
         from maketune import model
 
-        for line in read.describe(run.config.data):
+        for line in read.describe(texts):
             say(f"texts: {line}")
-        survey = take_survey(run.config)
+        config = run.config.model_copy(update={"data": texts})
+        survey = take_survey(config)
         source = model.fetch(run.config)
         tokenizer = model.base_tokenizer(run.config, source)
-        key = cache_key(run.config, survey, tokenizer)
+        key = cache_key(config, survey, tokenizer)
         folder = CACHE / key
         before = run.read("data.json").get("cache_key", key)
         if before != key and run.begun:
@@ -66,11 +67,12 @@ def prepare(overrides: list[str]) -> None:
         if folder.exists():
             say(f"data: {survey.documents:,} documents, unchanged since they were tokenized ({folder})")
         else:
-            build(run.config, survey, tokenizer, folder)
+            build(config, survey, tokenizer, folder)
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         content = {
             **meta["splits"],
-            "dropped": dict(survey.dropped),
+            "problems": survey.problems.summary(),
+            "dropped": survey.problems.dropped(),
             "cache_key": key,
             "context_length": run.config.data.context_length,
             "source": {k: v for k, v in run.config.data.model_dump().items() if k in SOURCES and v is not None},
@@ -81,8 +83,8 @@ def prepare(overrides: list[str]) -> None:
         run.record(data={"digest": survey.digest, "cache_key": key}, model=content["model"] or "from scratch")
         for split, counts in meta["splits"].items():
             say(f"  {split:5}" + "".join(f"{count:>14,} {what}" for what, count in counts.items()))
-        if survey.dropped:
-            say("  left out: " + ", ".join(f"{count:,} {reason}" for reason, count in survey.dropped.items()))
+        if dropped := survey.problems.dropped():
+            say("  left out: " + ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()))
 
 
 SOURCES = ("path", "dataset", "dataset_config", "dataset_revision", "dataset_split", "builtin", "text_column")
@@ -92,7 +94,7 @@ def take_survey(config: Config) -> Survey:
     """Read everything once: count, fingerprint, and find the boundary between the splits."""
     survey, digest = Survey(), hashlib.blake2b(digest_size=16)
     low, high, between = 1.0, 0.0, 0
-    for text in read.documents(config.data, survey.dropped):
+    for text in read.documents(config.data, survey.problems):
         encoded = text.encode()
         share = draw(encoded, config.data.seed)
         low, high, between = min(low, share), max(high, share), between + (share < config.data.test_size)
@@ -100,7 +102,7 @@ def take_survey(config: Config) -> Survey:
         survey.bytes += len(encoded)
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     if not survey.documents:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in survey.dropped.items())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in survey.problems.dropped().items())
         raise UserError(
             f"{config.data.path or config.data.dataset}: no text in it" + (f" ({reasons})" if reasons else ": empty"),
             "a .txt file holds a sample a line; .csv and .jsonl a column `text` (or data.text_column=...)",
@@ -161,7 +163,7 @@ def train_tokenizer(config: Config, survey: Survey) -> "PreTrainedTokenizerFast"
     from transformers import GPT2TokenizerFast
 
     def training_texts() -> Iterator[str]:
-        for text in read.documents(config.data, Counter()):
+        for text in read.documents(config.data, Problems()):
             if draw(text.encode(), config.data.seed) >= survey.boundary:
                 yield text
 
@@ -186,7 +188,7 @@ def tokenize(
     backend, eos = tokenizer.backend_tokenizer, tokenizer.eos_token_id
     backend.encode_special_tokens = True  # a text that holds "<|endoftext|>" is text, and ends nothing
     writers = {split: Writer(folder, split, len(tokenizer)) for split in ("train", "test")}
-    texts = read.documents(config.data, Counter())
+    texts = read.documents(config.data, Problems())
     with Bar("tokenize", survey.bytes) as bar:
         while batch := list(islice(texts, BATCH)):
             encoded = [text.encode() for text in batch]

@@ -5,6 +5,8 @@ from typing import Any
 
 FIRST = 5
 """Places that are kept of each kind; memory does not grow with the corpus."""
+HARMLESS = ("bom", "crlf", "lone_cr", "replaced")
+"""Kinds that are mended and noted; each other one leaves a document out."""
 
 
 class Problems:
@@ -14,9 +16,9 @@ class Problems:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, list[str]] = {}
 
-    def note(self, kind: str, place: str, shown: str = "") -> None:
-        """Count one; keep its place if it is among the first."""
-        self.counts[kind] += 1
+    def note(self, kind: str, place: str, shown: str = "", count: int = 1) -> None:
+        """Count one (or `count` of the same place); keep the place if it is among the first."""
+        self.counts[kind] += count
         places = self.first.setdefault(kind, [])
         if len(places) < FIRST:
             places.append(f"{place}: {shown}" if shown else place)
@@ -24,3 +26,13 @@ class Problems:
     def summary(self) -> dict[str, dict[str, Any]]:
         """`{kind: {"count": n, "first": [place, ...]}}`, as data.json holds it."""
         return {kind: {"count": count, "first": self.first[kind]} for kind, count in self.counts.items()}
+
+    def dropped(self) -> dict[str, int]:
+        """`{kind: count}` of what was left out."""
+        return {kind: count for kind, count in self.counts.items() if kind not in HARMLESS}
+
+
+def shorten(text: object) -> str:
+    """About 60 characters of a row; control characters escaped, so that they cannot reach the terminal."""
+    text = text if isinstance(text, str) else repr(text)
+    return repr(text[:60]) + ("..." if len(text) > 60 else "")

@@ -1,0 +1,295 @@
+"""A reader a format: documents in small lists, one after another; what is wrong is named with file, line, column."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+
+import orjson
+
+from maketune.data import sources
+from maketune.data.columnar import read_arrow, read_parquet
+from maketune.data.decode import DAMAGE, Block, Reading, blocks, lines, refuse_bytes, texts
+from maketune.data.fields import check_columns, chooser, row_text
+from maketune.data.problems import shorten
+from maketune.errors import UserError
+
+BATCH = 256
+
+
+def read_file(reading: Reading) -> Iterator[list[str]]:
+    """The documents of one file, some at a time. Raises UserError for what the user can mend in it."""
+    return READERS[reading.data.format or sources.format_of(reading.path)](reading)
+
+
+def _txt(reading: Reading) -> Iterator[list[str]]:
+    by = {"line": _by_line, "paragraph": _by_paragraph, "document": _by_document}
+    return by[reading.data.sample_by](reading)
+
+
+def _by_line(reading: Reading) -> Iterator[list[str]]:
+    limit = reading.data.max_document_bytes
+    for first, text, damaged in texts(reading, skip=True):
+        found = lines(text)
+        kept = [line for line in found if line and not line.isspace()]
+        if len(kept) == len(found) and not damaged and len(text) * 4 <= limit:
+            yield kept
+        elif not damaged and len(text) * 4 <= limit and reading.problems.counts["empty"] > BATCH:
+            reading.problems.counts["empty"] += len(found) - len(kept)  # their places are known already
+            yield kept
+        else:
+            numbered = enumerate(found, first)
+            yield [
+                line
+                for number, line in numbered
+                if (not damaged or reading.whole(line, number)) and reading.keep(line, number)
+            ]
+
+
+def _by_paragraph(reading: Reading) -> Iterator[list[str]]:
+    """Paragraphs: lines up to one that is empty or white."""
+    held: list[str] = []
+    start = size = 0
+    broken = False
+
+    def paragraph() -> list[str]:
+        text = "\n".join(held)
+        held.clear()
+        return [text] if (not broken or reading.whole(text, start)) and reading.keep(text, start) else []
+
+    for first, text, damaged in texts(reading):
+        ready: list[str] = []
+        broken |= damaged
+        for number, line in enumerate(lines(text), first):
+            if line and not line.isspace():
+                if not held:
+                    start, size = number, 0
+                held.append(line)
+                size += len(line)
+                if size > reading.data.max_document_bytes:
+                    reading.too_long(reading.place(start), size, held[0], skip=False)
+            elif held:
+                ready += paragraph()
+        yield ready
+    if held:
+        yield paragraph()
+
+
+def _by_document(reading: Reading) -> Iterator[list[str]]:
+    parts: list[str] = []
+    size, broken = 0, False
+    for _, text, damaged in texts(reading):
+        parts.append(text)
+        size, broken = size + len(text), broken or damaged
+        if size > reading.data.max_document_bytes:
+            reading.too_long(reading.place(1), size, parts[0][:200])
+            return
+    text = "".join(parts).removesuffix("\n")
+    if (not broken or reading.whole(text, 1)) and reading.keep(text, 1):
+        yield [text]
+
+
+def _csv(reading: Reading, delimiter: str = ",") -> Iterator[list[str]]:
+    data, broken = reading.data, False
+
+    def source() -> Iterator[io.StringIO]:
+        nonlocal broken
+        for _, text, damaged in texts(reading):
+            broken |= damaged
+            yield io.StringIO(text)
+
+    csv.field_size_limit(data.max_document_bytes)
+    delimiter = data.delimiter or delimiter
+    rows = csv.reader(chain.from_iterable(source()), strict=True, delimiter=delimiter)
+    choose, header, index, ready = chooser(data), [], -1, []
+    while True:
+        start = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            _bad_csv(reading, start, str(error))
+            continue
+        if row is None:
+            break
+        if not header:
+            if row:
+                _check_header(reading, start, row, delimiter)
+                header, index = row, row.index(data.text_column) if data.template is None else -1
+            continue
+        if len(row) != len(header):
+            if row:
+                reading.bad(
+                    "ragged",
+                    reading.place(start),
+                    f"{len(row)} fields where the header has {len(header)}",
+                    "quote texts that hold a delimiter or a line end; a quote inside a text is written twice",
+                    delimiter.join(row),
+                )
+            else:
+                reading.keep("", start)
+            continue
+        text = row[index] if index >= 0 else choose(dict(zip(header, row, strict=True)))
+        if (not broken or reading.whole(text, start)) and reading.keep(text, start):
+            ready.append(text)
+            if len(ready) == BATCH:
+                yield ready
+                ready = []
+    yield ready
+
+
+def _check_header(reading: Reading, line: int, header: list[str], delimiter: str) -> None:
+    other = next((mark for mark in ",;\t|" if len(header) == 1 and mark in header[0]), "")
+    if other and header[0] != reading.data.text_column:
+        raise UserError(
+            f"{reading.place(line)}: its fields are separated by {other!r}, not {delimiter!r}",
+            f'say so: ARGS="data.delimiter={other!r}"; or save it with commas',
+        )
+    if reading.data.template is None or len(set(header)) == len(header):
+        check_columns(reading.place(line), reading.data, header)
+    else:
+        twice = next(name for name in header if header.count(name) > 1)
+        raise UserError(f"{reading.place(line)}: two columns are named {twice!r}", "rename one of them")
+
+
+def _bad_csv(reading: Reading, line: int, said: str) -> None:
+    if "limit" in said:
+        hint = "is a quote not closed? or raise data.max_document_bytes"
+        raise UserError(f"{reading.place(line)}: not valid CSV: {said} (bytes)", hint)
+    if "unexpected end" in said:
+        raise UserError(f"{reading.place(line)}: not valid CSV: a quote that is never closed", "close the quote")
+    reading.bad("not_csv", reading.place(line), f"not valid CSV: {said}", "a quote inside a text is written twice")
+
+
+def _tsv(reading: Reading) -> Iterator[list[str]]:
+    return _csv(reading, "\t")
+
+
+def _jsonl(reading: Reading) -> Iterator[list[str]]:
+    column = reading.data.text_column if reading.data.template is None else None
+    limit = reading.data.max_document_bytes
+    for block in blocks(reading, skip=True):
+        ready: list[str] = []
+        for number, line in enumerate(block.content.split(b"\n"), block.line):
+            if not line:
+                continue
+            try:
+                text = orjson.loads(line)[column]
+                if type(text) is str and text and len(line) < limit and not text.isspace() and "\0" not in text:
+                    ready.append(text)
+                    continue
+            except (ValueError, KeyError, TypeError, IndexError):
+                pass
+            if not line.isspace():
+                ready += _odd_line(reading, block, number, line)
+        yield ready
+
+
+def _odd_line(reading: Reading, block: Block, number: int, raw: bytes) -> list[str]:
+    """What the fast way did not take: a template, a row without text, or damage."""
+    try:
+        line = raw.decode()
+    except UnicodeDecodeError as error:
+        if reading.data.on_error == "fail":
+            refuse_bytes(reading, block)
+        place = reading.place(number, len(raw[: error.start].decode("utf-8", "replace")) + 1)
+        line = raw.decode("utf-8", "replace")
+        if reading.data.on_error == "skip":
+            reading.problems.note("invalid_utf8", place, shorten(line))
+            return []
+        reading.problems.note("replaced", place, shorten(line))
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        said, column = getattr(error, "msg", "nested too deeply"), getattr(error, "colno", 1)
+        hint = "one JSON object a line"
+        if line.strip() in ("[", "{") or line.lstrip().startswith("[{"):
+            hint += "; a list of objects is a .json file: rename it, or data.format=json"
+        reading.bad("not_json", reading.place(number, column), f"not valid JSON: {said}", hint, line)
+        return []
+    return row_text(reading, row, reading.place(number), number, chooser(reading.data))
+
+
+def _json(reading: Reading) -> Iterator[list[str]]:
+    """A list of objects or of strings, decoded one at a time."""
+    buffer, at, line, column = "", 0, 1, 1
+    source, ended = texts(reading), False
+    decode, choose, white = json.JSONDecoder().raw_decode, chooser(reading.data), re.compile(r"[ \t\n]*")
+    limit, state, ready = reading.data.max_document_bytes, "start", []
+
+    def fill() -> None:
+        nonlocal buffer, at, ended
+        _, text, damaged = next(source, (0, "", False))
+        if damaged and (found := DAMAGE.search(text)):
+            raise UserError(f"{reading.path}: damaged JSON near {shorten(text[found.start() :])}", "mend it")
+        buffer, at, ended = buffer[at:] + text, 0, not text
+
+    def move(end: int) -> None:
+        nonlocal at, line, column
+        if (breaks := buffer.count("\n", at, end)) > 0:
+            line, column, at = line + breaks, end - buffer.rfind("\n", at, end), end
+        else:
+            column, at = column + end - at, end
+
+    def fail(said: str, hint: str = "a .json file holds a list of objects or of strings") -> UserError:
+        row = shorten(buffer[at : at + 200])
+        return UserError(f"{reading.place(line, column)}: not valid JSON: {said}, in {row}", hint)
+
+    while True:
+        move(white.match(buffer, at).end())
+        if at == len(buffer) and not ended:
+            fill()
+            continue
+        mark = buffer[at : at + 1]
+        if state == "start":
+            if not mark:
+                return
+            if mark != "[":
+                hint = "objects a line make a .jsonl file: rename it, or data.format=jsonl" if mark == "{" else ""
+                raise fail("no list", hint or "a .json file holds a list of objects or of strings")
+            state = "first"
+        elif state == "end":
+            if mark:
+                raise fail("something follows the list", "one list a file")
+            yield ready
+            return
+        elif mark == "]" and state in ("first", "after"):
+            state = "end"
+        elif state == "after":
+            if mark != ",":
+                raise fail("a comma or ] is missing" if mark else "the file ends within the list")
+            state = "item"
+        else:
+            try:
+                row, end = decode(buffer, at)
+            except (ValueError, RecursionError) as error:
+                said = getattr(error, "msg", "nested too deeply")
+                near_end = said.startswith("Unterminated") or getattr(error, "pos", 0) > len(buffer) - 16
+                if near_end and not ended and len(buffer) - at <= limit:
+                    fill()
+                    continue
+                move(getattr(error, "pos", at) if said != "nested too deeply" else at)
+                raise fail(said if mark else "the file ends within the list") from None
+            place, number = reading.place(line, column), line
+            if isinstance(row, str) and reading.data.template is None:
+                row = {reading.data.text_column: row}
+            ready += row_text(reading, row, place, number, choose)
+            move(end)
+            state = "after"
+            if len(ready) >= BATCH:
+                yield ready
+                ready = []
+            continue
+        move(at + 1)
+
+
+READERS = {
+    "txt": _txt,
+    "csv": _csv,
+    "tsv": _tsv,
+    "jsonl": _jsonl,
+    "json": _json,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+}
