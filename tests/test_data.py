@@ -1,11 +1,9 @@
 import json
-from collections import Counter
 
 import pytest
 
 import workspace
 from maketune import data
-from maketune.data import read
 from maketune.data.store import Split
 from maketune.errors import UserError
 from maketune.runs import open_run
@@ -82,7 +80,7 @@ def test_nothing_to_read_is_said(folder, monkeypatch, content):
     with pytest.raises(UserError, match=r"texts\.txt: no text in it") as caught:
         prepare(monkeypatch)
     assert "a sample a line" in caught.value.hint
-    assert not (folder / ".cache/data").exists()
+    assert list((folder / ".cache/data").iterdir()) == []
 
 
 def test_unchanged_texts_are_tokenized_once_and_a_changed_byte_again(folder, monkeypatch):
@@ -172,17 +170,3 @@ def test_a_context_beyond_the_models_is_refused(folder, monkeypatch):
     GPT2LMHeadModel(GPT2Config(n_positions=16, n_layer=1, n_embd=8, n_head=1, vocab_size=300)).save_pretrained("small")
     with pytest.raises(UserError, match="sees 16 tokens at most"):
         prepare(monkeypatch, MAKETUNE_MODEL="./small")
-
-
-def test_documents_are_read_one_at_a_time(folder, monkeypatch):
-    """The survey holds no document: a generator is what it is given, and what it keeps is counts."""
-    survey = data.take_survey(open_run_config(monkeypatch))
-    assert survey.documents == 200
-    assert not any(isinstance(value, list) for value in vars(survey).values())
-    assert next(read.documents(open_run_config(monkeypatch).data, Counter()))
-
-
-def open_run_config(monkeypatch):
-    for key, value in workspace.environment("r").items():
-        monkeypatch.setenv(key, value)
-    return open_run("data", []).config

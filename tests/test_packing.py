@@ -33,12 +33,18 @@ def test_rows_hold_every_token_once_and_positions_restart():
     documents = random_documents(5, 1, 40, 9, 20)
     rows = Rows(Documents(*documents), 16)
     items = [rows[i] for i in range(len(rows))]
-    flat = torch.cat([item["input_ids"] for item in items])[:75].numpy()
-    assert (flat == np.concatenate(documents)).all()
-    assert items[0]["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, *range(10)]
-    assert items[1]["position_ids"].tolist() == list(range(16))
-    assert len(items) == 5
-    assert items[-1]["labels"].tolist()[11:] == [IGNORED] * 5
+    assert [item["row_id"].item() for item in items] == list(range(5))
+    cut = [documents[2][:16], documents[2][16:32], documents[4][:16]]
+    for item, whole in zip(items, cut, strict=False):
+        assert (item["input_ids"].numpy() == whole).all()
+        assert item["position_ids"].tolist() == list(range(16))
+    rests = [documents[0], documents[1], documents[3]], [documents[2][32:], documents[4][16:]]
+    for item, parts in zip(items[3:], rests, strict=True):
+        used = sum(map(len, parts))
+        found = item["position_ids"].tolist()
+        assert found == [place for part in parts for place in range(len(part))] + list(range(16 - used))
+        assert sorted(item["input_ids"][:used].tolist()) == sorted(np.concatenate(parts).tolist())
+        assert item["labels"].tolist()[used:] == [IGNORED] * (16 - used)
 
 
 def test_no_document_or_row_has_a_label_on_its_first_token():

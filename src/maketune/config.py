@@ -56,6 +56,8 @@ class DataConfig(Section):
 
     path: str | None = None
     """A .txt (a sample a line), .csv or .jsonl file, or a folder of those. `make train DATA=...` sets it."""
+    test_path: str | None = None
+    """Like `path`: the documents to evaluate on. Training documents equal to one of them are left out."""
     dataset: str | None = None
     """A Hub data set."""
     dataset_config: str | None = None
@@ -68,6 +70,10 @@ class DataConfig(Section):
     """Tokens that the model sees at once."""
     test_size: float = Field(0.1, gt=0, lt=1)
     """Share of the documents held back for evaluation; a document's content decides, so equal ones stay together."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Documents equal to an earlier one: kept, together on one side of the split, or left out. Both are counted."""
+    packing: bool = True
+    """Several documents a row, each attending to itself alone; false: one a row, padded to the longest of the batch."""
     seed: int = Field(42, ge=0, lt=2**32)
 
     @model_validator(mode="after")

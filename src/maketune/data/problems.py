@@ -24,3 +24,7 @@ class Problems:
     def summary(self) -> dict[str, dict[str, Any]]:
         """`{kind: {"count": n, "first": [place, ...]}}`, as data.json holds it."""
         return {kind: {"count": count, "first": self.first[kind]} for kind, count in self.counts.items()}
+
+    def dropped(self) -> dict[str, int]:
+        """`{kind: count}` of what was left out."""
+        return dict(self.counts)

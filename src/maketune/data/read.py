@@ -3,27 +3,55 @@
 Files are read here and not through datasets' readers, which give no line and turn `NA` into None, `001` into 1.0.
 """
 
+import contextlib
 import csv
 import difflib
+import hashlib
 import json
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from maketune.config import DataConfig
+from maketune.data.problems import Problems
 from maketune.errors import Unfit, UserError
 
 csv.field_size_limit(sys.maxsize)
 
 
-def documents(data: DataConfig, dropped: Counter[str]) -> Iterator[str]:
-    """Yield every document of the config's source in order; count in `dropped` what is left out, by reason.
+def spooled(data: DataConfig) -> contextlib.AbstractContextManager[DataConfig]:
+    """Sources that can be read once only, made readable again."""
+    return contextlib.nullcontext(data)
+
+
+def size(data: DataConfig) -> int:
+    """Bytes on disk of what will be read; 0: unknown."""
+    return sum(file.stat().st_size for file in files(data.path)) if data.path else 0
+
+
+def fingerprint(data: DataConfig) -> str:
+    """SHA-256 over the raw bytes of what will be read, in order."""
+    total = hashlib.sha256()
+    if data.path:
+        for path in (data.path, data.test_path or []):
+            for file in files(path) if path else []:
+                with open(file, "rb") as content:
+                    total.update(file.suffix.lower().encode() + hashlib.file_digest(content, "sha256").digest())
+    else:
+        for text in documents(data, Problems()):
+            total.update(hashlib.sha256(text.encode()).digest())
+    return total.hexdigest()
+
+
+def documents(data: DataConfig, problems: Problems, *, test: bool = False) -> Iterator[str]:
+    """Yield every document of the config's source in order; note in `problems` what is left out.
 
     Raises UserError for what the user can mend in the files.
     """
+    if test:
+        data = data.model_copy(update={"path": data.test_path, "dataset": None, "builtin": None})
     if data.builtin:
         source = _python_docs()
     elif data.dataset:
@@ -36,7 +64,7 @@ def documents(data: DataConfig, dropped: Counter[str]) -> Iterator[str]:
         if text.strip():
             yield text
         else:
-            dropped["empty"] += 1
+            problems.note("empty", data.path or "")
 
 
 def describe(data: DataConfig) -> list[str]:
