@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maketune.config import Config, DataConfig
-from maketune.data import pack, read, store, tokens, view
+from maketune.data import bpe, pack, read, store, tokens, view
 from maketune.data.problems import Problems
 from maketune.data.store import CACHE, whole
 from maketune.data.survey import DUPLICATE, IN_TEST, TEST, TRAIN, Survey, documents, survey
@@ -110,7 +110,9 @@ def build(
     """Tokenize into `folder`, with everything that data.json says of it. Raises Unfit where the disk will not do."""
     check_disk(found, len(tokenizer) if tokenizer else config.model.vocab_size, folder)
     if tokenizer is None:
-        tokenizer = train_tokenizer(config, data, found)
+        say(f"tokenizer: training a byte-level BPE of at most {config.model.vocab_size:,} tokens")
+        texts = (text for text, fate in zip(documents(data, Problems()), found.fates, strict=False) if fate == TRAIN)
+        tokenizer = bpe.train(texts, config.model.vocab_size)
     tokenizer.save_pretrained(folder / "tokenizer")
     meta = {"vocabulary": len(tokenizer), **tokenize(data, found, tokenizer, folder)}
     write_whole(folder / "meta.json", json.dumps(meta))
@@ -134,26 +136,6 @@ def check_disk(found: Survey, vocabulary: int, folder: Path) -> None:
             f"where {free / 1e9:,.2f} GB are free",
             "free some space (`make clean` lists what maketune holds), or give less text",
         )
-
-
-def train_tokenizer(config: Config, data: DataConfig, found: Survey) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE like GPT-2's, trained on the training documents alone."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2TokenizerFast
-
-    say(f"tokenizer: training a byte-level BPE of at most {config.model.vocab_size:,} tokens")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.model.vocab_size,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = (text for text, fate in zip(documents(data, Problems()), found.fates, strict=False) if fate == TRAIN)
-    tokenizer.train_from_iterator(texts, trainer)
-    return GPT2TokenizerFast(tokenizer_object=tokenizer)
 
 
 def tokenize(
