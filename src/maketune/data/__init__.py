@@ -13,7 +13,7 @@ from maketune.config import Config, DataConfig
 from maketune.data import bpe, pack, read, store, tokens, view
 from maketune.data.problems import Problems
 from maketune.data.store import CACHE, whole
-from maketune.data.survey import DUPLICATE, IN_TEST, TEST, TRAIN, Survey, documents, survey
+from maketune.data.survey import DUPLICATE, IN_TEST, TEST, TRAIN, Survey, documents, take
 from maketune.errors import Unfit, UserError
 from maketune.progress import Bar, say
 from maketune.runs import open_run, write_whole
@@ -50,7 +50,7 @@ def prepare(overrides: list[str]) -> None:
             say(f"texts: {line}")
         digest = read.fingerprint(data)
         texts = _hash(FORMAT, digest, data.model_dump(exclude=NOT_IN_TOKENS))
-        surveyed = None if any(CACHE.glob(f"{texts}-*")) else survey(data, aside)  # errors first, downloads after
+        surveyed = None if any(CACHE.glob(f"{texts}-*")) else take(data, aside)  # errors first, downloads after
         source = model.fetch(run.config)
         tokenizer = model.base_tokenizer(run.config, source)
         words = tokenizer.backend_tokenizer.to_str() if tokenizer else f"trained, {run.config.model.vocab_size}"
@@ -68,7 +68,7 @@ def prepare(overrides: list[str]) -> None:
         if folder.exists():
             say(f"data: unchanged since it was tokenized ({folder})")
         else:
-            build(run.config, data, surveyed or survey(data, aside), tokenizer, aside)
+            build(run.config, data, surveyed or take(data, aside), tokenizer, aside)
             if read.fingerprint(data) != digest:
                 raise UserError("the texts changed while they were read", "repeat the step when they are at rest")
             store.settle(aside, folder)
@@ -168,7 +168,8 @@ def batches(data: DataConfig, fates: np.ndarray) -> Iterator[tuple[list[str], np
     texts: list[str] = []
     chosen: list[int] = []
     letters = 0
-    for text, fate in zip(documents(data, Problems()), fates, strict=False):
+    listed = (fate for begin in range(0, len(fates), 2**16) for fate in fates[begin : begin + 2**16].tolist())
+    for text, fate in zip(documents(data, Problems()), listed, strict=False):
         if fate > TEST:
             continue
         texts.append(text)

@@ -38,7 +38,7 @@ def documents(data: DataConfig, problems: Problems) -> Iterator[str]:
     yield from read.documents(data, problems)
 
 
-def survey(data: DataConfig, folder: Path) -> Survey:
+def take(data: DataConfig, folder: Path) -> Survey:
     """Read everything once. Files in `folder` hold what grows, and are unlinked. Raises UserError for too few texts."""
     problems, size, tests, seen = Problems(), 0, 0, 0
     key = data.seed.to_bytes(8, "little")
