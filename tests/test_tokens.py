@@ -4,6 +4,7 @@ import glob
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_a_step_that_is_stopped_leaves_no_process_and_no_tokens(tmp_path, number
     workers = []
     while not workers:
         assert process.poll() is None
-        workers = [pid for pid in children(process.pid) if "worker.py" in open(f"/proc/{pid}/cmdline").read()]
+        workers = [pid for pid in children(process.pid) if "worker.py" in Path(f"/proc/{pid}/cmdline").read_text()]
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == code, err
