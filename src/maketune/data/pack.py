@@ -6,6 +6,7 @@ memory does not grow with the corpus. The plan is stored beside the tokens, one 
 """
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def stored(folder: Path, length: int, packing: bool) -> tuple[Plan, dict[str, An
     """
     target = folder / "rows" / f"{'packed' if packing else 'single'}-{length}"
     if not store.whole(target):
+        shutil.rmtree(target, ignore_errors=True)
         with store.beside() as aside:
             _write(store.Split(folder, "train").starts, length, packing, aside)
             store.settle(aside, target)

@@ -59,7 +59,7 @@ def take(data: DataConfig, folder: Path) -> Survey:
     if count == tests:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in problems.dropped().items())
         raise UserError(
-            f"{_name(data)}: no text in it" + (f" ({reasons})" if reasons else ": empty"),
+            f"{read.describe(data)[0]}: no text in it" + (f" ({reasons})" if reasons else ": empty"),
             "a .txt file holds a sample a line; .csv and .jsonl a column `text` (or data.text_column=...)",
         )
     drawn = np.memmap(folder / "hashes", "<u8", "r")
@@ -81,7 +81,7 @@ def _split(data: DataConfig, hashes: np.ndarray, tests: int, fates: np.ndarray, 
             fates[part][_places(known, hashes[part])[1]] = IN_TEST
         if fates[tests:].min() == IN_TEST:
             raise UserError(
-                f"{_name(data)}: every document is in data.test_path too, and none is left to train on",
+                f"{read.describe(data)[0]}: every document is in data.test_path too, and none is left to train on",
                 "give other texts to evaluate on, or leave data.test_path out",
             )
         return
@@ -89,7 +89,7 @@ def _split(data: DataConfig, hashes: np.ndarray, tests: int, fates: np.ndarray, 
     low, high = int(hashes.min()), int(hashes.max())
     if low == high:
         raise UserError(
-            f"{_name(data)}: one document only (copies count once); it takes two",
+            f"{read.describe(data)[0]}: one document only (copies count once); it takes two",
             "a .txt file holds a sample a line: break the text into lines",
         )
     limit = min(max(limit, low + 1), high)  # so few documents that none was drawn, or all: the lowest, or all but one
@@ -142,7 +142,3 @@ def _places(ordered: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _chunks(count: int, begin: int = 0, overlap: int = 0) -> Iterator[slice]:
     return (slice(start, min(start + CHUNK + overlap, count)) for start in range(begin, count, CHUNK))
-
-
-def _name(data: DataConfig) -> str:
-    return str(data.path or data.dataset or data.builtin)
