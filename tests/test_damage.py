@@ -83,7 +83,9 @@ def test_texts_that_change_under_a_begun_run_are_refused(folder):
         data.prepare([])
 
 
-@pytest.mark.parametrize("name", ["train.tokens", "test.lengths", "meta.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["train.0000.tokens", "test.offsets", "test.sizes", "meta.json", "tokenizer/tokenizer.json"]
+)
 def test_a_damaged_cache_is_made_anew(folder, name, capsys):
     data.prepare([])
     (cache,) = (folder / ".cache/data").iterdir()
@@ -93,6 +95,19 @@ def test_a_damaged_cache_is_made_anew(folder, name, capsys):
     assert "is damaged, and made anew" in capsys.readouterr().err
     assert whole(cache)
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+
+
+@pytest.mark.parametrize("name", ["pieces", "firsts", "meta.json"])
+def test_a_damaged_plan_of_the_rows_is_made_anew(folder, name):
+    data.prepare([])
+    (cache,) = (folder / ".cache/data").iterdir()
+    plan = cache / "rows/packed-32"
+    content = (plan / "pieces").read_bytes(), (plan / "firsts").read_bytes()
+    os.truncate(plan / name, 10)
+    assert not whole(plan)
+    data.prepare([])
+    assert whole(plan)
+    assert ((plan / "pieces").read_bytes(), (plan / "firsts").read_bytes()) == content
 
 
 def checkpoint(folder: Path, step: int) -> Path:

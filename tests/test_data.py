@@ -1,13 +1,14 @@
 import json
+import os
+import shutil
+from itertools import chain
 
 import pytest
 
 import workspace
 from maketune import data
-from maketune.data import read
-from maketune.data.problems import Problems
 from maketune.data.store import Split
-from maketune.errors import UserError
+from maketune.errors import Unfit, UserError
 from maketune.runs import open_run
 
 
@@ -82,18 +83,99 @@ def test_nothing_to_read_is_said(folder, monkeypatch, content):
     with pytest.raises(UserError, match=r"texts\.txt: no text in it") as caught:
         prepare(monkeypatch)
     assert "a sample a line" in caught.value.hint
-    assert not (folder / ".cache/data").exists()
+    assert list((folder / ".cache/data").iterdir()) == []
 
 
-def test_unchanged_texts_are_tokenized_once_and_a_changed_byte_again(folder, monkeypatch):
+def test_unchanged_texts_are_read_and_tokenized_once_whatever_their_name_and_date(folder, monkeypatch):
+    first = prepare(monkeypatch, "one", "data.context_length=16")
+    with monkeypatch.context() as patch:
+        patch.setattr(data.read, "documents", lambda *_, **__: pytest.fail("read again"))
+        os.utime("texts.txt", (1, 1))
+        assert prepare(monkeypatch, "two", "data.context_length=16") == first
+        shutil.copy("texts.txt", "other.txt")
+        other = prepare(monkeypatch, "three", "data.path=other.txt", "data.context_length=16")
+        assert other | {"source": first["source"]} == first
+        longer = prepare(monkeypatch, "four", "data.context_length=32")
+        assert longer["packing"]["rows"] < first["packing"]["rows"]
+        assert longer["packing"]["used"] == first["packing"]["used"]
+        assert prepare(monkeypatch, "five", "data.packing=false")["packing"]["packing"] is False
+    assert len(list((folder / ".cache/data").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "change", ["text", "order", "data.seed=7", "data.test_size=0.3", "data.duplicates=drop", "model.vocab_size=280"]
+)
+def test_a_changed_byte_order_or_setting_is_tokenized_again(folder, monkeypatch, change):
     first = prepare(monkeypatch, "one")
-    monkeypatch.setattr(data, "build", lambda *_: pytest.fail("tokenized twice"))
-    assert prepare(monkeypatch, "two")["cache_key"] == first["cache_key"]
-    monkeypatch.undo()
-    monkeypatch.chdir(folder)
     text = (folder / "texts.txt").read_text()
-    (folder / "texts.txt").write_text(text.replace("fox", "fax", 1))
-    assert prepare(monkeypatch, "three")["cache_key"] != first["cache_key"]
+    if change == "text":
+        (folder / "texts.txt").write_text(text.replace("fox", "fax", 1))
+    elif change == "order":
+        (folder / "texts.txt").write_text("".join(reversed(text.splitlines(keepends=True))))
+    assert prepare(monkeypatch, "two", *([change] if "=" in change else []))["cache_key"] != first["cache_key"]
+
+
+def test_an_error_in_the_last_line_is_known_before_anything_slow_begins(folder, monkeypatch):
+    from maketune import model
+
+    with open("texts.txt", "ab") as file:
+        file.write(b"\xff\n")
+    for module, name in ((data, "build"), (model, "fetch")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("began"))
+    with pytest.raises(UserError, match=r"texts\.txt:201:1"):
+        prepare(monkeypatch)
+    assert list((folder / ".cache/data").iterdir()) == []
+
+
+def test_texts_that_change_while_they_are_read_are_refused(folder, monkeypatch):
+    build = data.build
+
+    def slow(*arguments):
+        with open("texts.txt", "a") as file:
+            file.write("one more\n")
+        build(*arguments)
+
+    monkeypatch.setattr(data, "build", slow)
+    with pytest.raises(UserError, match="changed while they were read"):
+        prepare(monkeypatch)
+    assert list((folder / ".cache/data").iterdir()) == []
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_tokenized(folder, monkeypatch):
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000}))
+    monkeypatch.setattr(data, "tokenize", lambda *_: pytest.fail("began"))
+    with pytest.raises(Unfit, match=r"0\.00 GB of text take up to 0\.00 GB in .cache/data, where 0\.00 GB are free"):
+        prepare(monkeypatch)
+
+
+def test_two_runs_at_once_share_what_the_first_has_made(folder, monkeypatch):
+    prepare(monkeypatch, "one")
+    (made,) = (folder / ".cache/data").iterdir()
+    inode = made.stat().st_ino
+    settle = data.store.settle
+
+    def second(aside, target):
+        shutil.copytree(folder / "kept", target)
+        settle(aside, target)
+
+    shutil.move(made, folder / "kept")
+    monkeypatch.setattr(data.store, "settle", second)
+    prepare(monkeypatch, "two")
+    assert list((folder / ".cache/data").iterdir()) == [made]
+    assert made.stat().st_ino != inode
+
+
+def test_what_a_killed_build_left_goes_and_what_another_is_at_stays(folder, monkeypatch):
+    for name in (".build-killed", ".build-fresh", ".build-working"):
+        (folder / ".cache/data" / name).mkdir(parents=True)
+        if name != ".build-fresh":
+            os.utime(folder / ".cache/data" / name, (1, 1))
+    lock = data.store._lock(folder / ".cache/data/.build-working")
+    prepare(monkeypatch)
+    os.close(lock)
+    left = {path.name for path in (folder / ".cache/data").iterdir()}
+    assert {".build-fresh", ".build-working"} < left
+    assert ".build-killed" not in left
 
 
 def test_a_failed_build_leaves_nothing_behind(folder, monkeypatch):
@@ -139,6 +221,69 @@ def test_counts_of_what_was_left_out_are_recorded(folder, monkeypatch):
     assert prepare(monkeypatch)["dropped"] == {"empty": 2}
 
 
+def test_equal_documents_stay_on_one_side_or_are_left_out_and_are_counted(folder, monkeypatch, capsys):
+    (folder / "texts.txt").write_text("one\ntwo\none\nthree\none\n")
+    kept = prepare(monkeypatch, "kept")
+    assert kept["duplicates"] == {"policy": "keep", "count": 2}
+    assert kept["train"]["documents"] + kept["test"]["documents"] == 5
+    assert "2 documents equal an earlier one: kept" in capsys.readouterr().err
+    dropped = prepare(monkeypatch, "dropped", "data.duplicates=drop")
+    assert dropped["duplicates"] == {"policy": "drop", "count": 2}
+    assert dropped["dropped"] == {"duplicate": 2}
+    assert sorted(chain(*decoded(dropped).values())) == ["one", "three", "two"]
+    assert "2 documents equal an earlier one: left out" in capsys.readouterr().err
+
+
+def test_texts_to_evaluate_on_are_the_test_split_and_are_not_trained_on(folder, monkeypatch):
+    with open("texts.txt", "a") as file:
+        file.write("the a\n")
+    (folder / "held.txt").write_text("unseen\nthe a\n")
+    prepared = prepare(monkeypatch, "r", "data.test_path=held.txt")
+    splits = decoded(prepared)
+    assert splits["test"] == ["unseen", "the a"]
+    assert "the a" not in splits["train"] and len(splits["train"]) == 200
+    assert prepared["dropped"] == {"in_test": 1}
+    (folder / "held.txt").write_text("unseen\nthe b\n")
+    assert prepare(monkeypatch, "other", "data.test_path=held.txt")["cache_key"] != prepared["cache_key"]
+    (folder / "held.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"held\.txt: no text in it"):
+        prepare(monkeypatch, "none", "data.test_path=held.txt")
+
+
+def test_data_json_holds_what_the_terminal_shows(folder, monkeypatch, capsys):
+    (folder / "texts.txt").write_text("".join(f"{'word ' * (i % 50)}{i}\n\n" for i in range(200)) + "\x1b[31mred\n")
+    prepared = prepare(monkeypatch)
+    shown = capsys.readouterr().err
+    every = [len(ids) for split in ("train", "test") for ids in splits(prepared, split)]
+    assert sum(bar["documents"] for bar in prepared["histogram"]) == len(every) == 201
+    assert sum(bar["tokens"] for bar in prepared["histogram"]) == sum(every)
+    for bar in prepared["histogram"]:
+        assert bar["documents"] == sum(bar["from"] <= length <= bar["to"] for length in every)
+    assert [sample["tokens"] for sample in prepared["shortest"]] == sorted(every)[:3]
+    assert [sample["tokens"] for sample in prepared["longest"]] == sorted(every)[:-4:-1]
+    assert prepared["longest"][0]["text"].startswith("word word") and prepared["longest"][0]["text"].endswith("...")
+    packing = prepared["packing"]
+    assert packing["used"] == prepared["train"]["tokens"] <= packing["positions"] == packing["rows"] * 32
+    assert packing["padded_positions"] == packing["pieces"] * 32
+    assert f"{packing['used'] / packing['positions']:.2%} of {packing['positions']:,} positions are tokens" in shown
+    assert f"{packing['padded_positions'] / packing['positions']:.1f} times fewer" in shown
+    assert prepared["problems"]["empty"]["count"] == 200
+    assert "200 empty" in shown
+    assert "\x1b[31m" not in shown
+
+
+def splits(prepared, name):
+    return Split(data.CACHE / prepared["cache_key"], name).documents()
+
+
+def test_a_split_of_less_than_a_context_is_warned_of(folder, monkeypatch, capsys):
+    assert prepare(monkeypatch)["warnings"] == []
+    (folder / "texts.txt").write_text("first\nsecond\n")
+    train, test = prepare(monkeypatch, "few")["warnings"]
+    assert "the train split has" in train and "the test split has" in test and "less than a context (32)" in test
+    assert f"warning: {test}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model", "message", "code"),
     [
@@ -172,17 +317,3 @@ def test_a_context_beyond_the_models_is_refused(folder, monkeypatch):
     GPT2LMHeadModel(GPT2Config(n_positions=16, n_layer=1, n_embd=8, n_head=1, vocab_size=300)).save_pretrained("small")
     with pytest.raises(UserError, match="sees 16 tokens at most"):
         prepare(monkeypatch, MAKETUNE_MODEL="./small")
-
-
-def test_documents_are_read_one_at_a_time(folder, monkeypatch):
-    """The survey holds no document: a generator is what it is given, and what it keeps is counts."""
-    survey = data.take_survey(open_run_config(monkeypatch))
-    assert survey.documents == 200
-    assert not any(isinstance(value, list) for value in vars(survey).values())
-    assert next(read.documents(open_run_config(monkeypatch).data, Problems()))
-
-
-def open_run_config(monkeypatch):
-    for key, value in workspace.environment("r").items():
-        monkeypatch.setenv(key, value)
-    return open_run("data", []).config

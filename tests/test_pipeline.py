@@ -53,7 +53,7 @@ def steps(run: Path) -> list[dict]:
 def test_a_run_leaves_exactly_its_files(trained):
     assert {path.name for path in trained.iterdir() if not path.name.startswith(".")} == RUN_FILES
     assert {path.name for path in trained.iterdir() if path.name.startswith(".")} == {".lock"}
-    assert [path.name for path in sorted((trained / "checkpoints").iterdir())] == ["step-00000045", "step-00000046"]
+    assert [path.name for path in sorted((trained / "checkpoints").iterdir())] == ["step-00000045", "step-00000048"]
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(os.listdir(trained / "model"))
     assert not list(trained.rglob("*.bin.index*"))
 
@@ -68,10 +68,10 @@ def test_every_file_of_the_run_says_what_it_should(trained):
     assert manifest["packages"]["torch"] == torch.__version__.split("+")[0]
     assert manifest["seeds"] == {"data": 42, "train": 42}
     training = steps(trained)
-    assert [line["step"] for line in training] == list(range(1, 47))
+    assert [line["step"] for line in training] == list(range(1, 49))
     assert training[-1]["loss"] < training[0]["loss"]
     evaluations = [line for line in lines(trained / "metrics.jsonl") if "eval_loss" in line]
-    assert [line["step"] for line in evaluations] == [23, 46]
+    assert [line["step"] for line in evaluations] == [24, 48]
 
 
 def test_plain_transformers_load_the_model_and_agree_with_eval_json(trained):

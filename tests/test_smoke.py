@@ -27,7 +27,7 @@ def test_the_smoke_runs_perplexity_is_at_most_a_quarter_of_a_unigram_models(tmp_
 def unigram_perplexity(cache, length: int) -> float:
     """Of the tokens that the evaluation predicts, counted on the training split with one added to each count."""
     train, test = Split(cache, "train"), Split(cache, "test")
-    counts = np.bincount(train.tokens, minlength=json.loads((cache / "meta.json").read_text())["vocabulary"]) + 1.0
+    counts = np.bincount(train.tokens[:], minlength=json.loads((cache / "meta.json").read_text())["vocabulary"]) + 1.0
     losses = -np.log(counts / counts.sum())
     predicted = [ids[begin + 1 : begin + length] for ids in test.documents() for begin in range(0, len(ids), length)]
     tokens = np.concatenate(predicted)

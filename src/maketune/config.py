@@ -70,7 +70,7 @@ class DataConfig(Section):
     streaming: bool = False
     """Read a Hub data set's first `max_tokens` without downloading it all."""
     max_tokens: int | None = Field(None, ge=1)
-    """Where a stream ends (counted by an estimate of 4 bytes a token)."""
+    """Where a stream ends; counted at 4 bytes a token where the tokenizer is yet to be trained."""
     builtin: Literal["python-docs"] | None = None
     """Text that every Python carries: its own documentation, a paragraph a sample."""
     sample_by: Literal["line", "paragraph", "document"] = "line"
@@ -88,6 +88,10 @@ class DataConfig(Section):
     """Tokens that the model sees at once."""
     test_size: float = Field(0.1, gt=0, lt=1)
     """Share of the documents held back for evaluation; a document's content decides, so equal ones stay together."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Documents equal to an earlier one: kept, together on one side of the split, or left out. Both are counted."""
+    packing: bool = True
+    """Several documents a row, each attending to itself alone; false: one a row, padded to the longest of the batch."""
     seed: int = Field(42, ge=0, lt=2**32)
 
     @model_validator(mode="after")

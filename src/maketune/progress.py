@@ -68,5 +68,13 @@ class Bar:
         now = time.monotonic()
         if line or (line is None and now - self.printed > PLAIN_EVERY_SECONDS):
             self.printed = now
-            rest = (self.total - self.done) * (now - self.started) / max(self.done - self.first, 1e-9)
-            print(f"{self.label} {self.done / self.total:4.0%}  {note}  ETA {rest:.0f} s", file=sys.stderr, flush=True)
+            share, eta = "", ""
+            if self.done <= self.total:  # beyond it, the total was not known
+                rest = (self.total - self.done) * (now - self.started) / max(self.done - self.first, 1e-9)
+                share, eta = f" {self.done / self.total:4.0%}", f"  ETA {rest:.0f} s"
+            print(f"{self.label}{share}  {note}{eta}", file=sys.stderr, flush=True)
+
+    def advance_bytes(self, amount: int) -> None:
+        """Count `amount` more bytes, and say how many MB it is so far, and how many a second."""
+        done, seconds = self.done + amount, time.monotonic() - self.started
+        self.advance(amount, f"{done / 1e6:,.1f} MB, {(done - self.first) / 1e6 / max(seconds, 1e-9):,.1f} MB/s")

@@ -1,5 +1,6 @@
 """The train step: transformers' Trainer over packed rows, going on from the newest whole checkpoint."""
 
+import functools
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from maketune import data, environment, evaluate, generate, model
 from maketune.checkpoints import check_disk, make_readable, newest, settle
 from maketune.config import TrainConfig
+from maketune.data import pack
 from maketune.data.rows import IGNORED, Rows, collate
 from maketune.data.store import Split
 from maketune.device import Choice, choose_device, choose_precision
@@ -60,7 +62,8 @@ def _train(run: Run, asked: list[int]) -> None:
     network.config.use_cache = False
     parameters = sum(weight.numel() for weight in network.parameters())
     check_disk(run.path, parameters, run.config.train.save_total_limit)
-    rows = Rows(Split(folder, "train"), run.config.data.context_length)
+    length, pad = run.config.data.context_length, tokenizer.eos_token_id
+    rows = Rows(Split(folder, "train"), length, pack.stored(folder, length, run.config.data.packing)[0], pad)
     seeds = {"data": run.config.data.seed, "train": run.config.train.seed}
     run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=torch.get_num_threads())
     metrics = Metrics(run, checkpoint)
@@ -70,7 +73,7 @@ def _train(run: Run, asked: list[int]) -> None:
         model=network,
         args=arguments(run.config.train, checkpoints, device, precision),
         train_dataset=rows,
-        data_collator=collate,
+        data_collator=functools.partial(collate, pad=pad),
         callbacks=[metrics, StopWhenAsked(asked)],
     )
     trainer.remove_callback(transformers.PrinterCallback)

@@ -3,202 +3,178 @@
 import hashlib
 import json
 import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maketune.config import Config
-from maketune.data import read
+import numpy as np
+
+from maketune.config import Config, DataConfig
+from maketune.data import bpe, pack, read, store, tokens, view
 from maketune.data.problems import Problems
-from maketune.data.store import Writer, whole
-from maketune.errors import UserError
+from maketune.data.store import CACHE, whole
+from maketune.data.survey import DUPLICATE, IN_TEST, TEST, TRAIN, Survey, documents, take
+from maketune.errors import Unfit, UserError
 from maketune.progress import Bar, say
 from maketune.runs import open_run, write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-CACHE = Path(".cache/data")
-FORMAT = 1
+FORMAT = 2
 """Part of every cache key; raised when what is written changes."""
-BATCH = 1000
-ABANDONED_SECONDS = 6 * 3600
-
-
-@dataclass
-class Survey:
-    """What a first reading of the corpus finds: everything is checked before anything slow begins."""
-
-    documents: int = 0
-    bytes: int = 0
-    digest: str = ""
-    boundary: float = 0.0
-    """Documents whose draw lies below it are for evaluation."""
-    problems: Problems = field(default_factory=Problems)
+BATCH_LETTERS, BATCH_DOCUMENTS = 2**19, 2**12
+NOT_IN_TOKENS = {"path", "test_path", "dataset", "dataset_config", "dataset_revision", "dataset_split", "builtin"}
+"""Settings that the fingerprint of the texts speaks for, and ..."""
+NOT_IN_TOKENS |= {"context_length", "packing"}
+"""... those that make rows of the tokens, and change none."""
 
 
 def prepare(overrides: list[str]) -> None:
     """Write data.json, and the tokens unless they are cached. Raises UserError for unreadable or too few texts."""
     run = open_run("data", overrides)
-    with run.step("data"), read.spooled(run.config.data) as texts:
-        from maketune import model
+    from maketune import model
 
-        for line in read.describe(texts):
+    with run.step("data"), read.spooled(run.config.data, _counter(run.config)) as data, store.beside() as aside:
+        for line in read.describe(data):
             say(f"texts: {line}")
-        config = run.config.model_copy(update={"data": texts})
-        survey = take_survey(config)
+        digest = read.fingerprint(data)
+        texts = _hash(FORMAT, digest, data.model_dump(exclude=NOT_IN_TOKENS))
+        surveyed = None if any(CACHE.glob(f"{texts}-*")) else take(data, aside)  # errors first, downloads after
         source = model.fetch(run.config)
         tokenizer = model.base_tokenizer(run.config, source)
-        key = cache_key(config, survey, tokenizer)
-        folder = CACHE / key
+        words = tokenizer.backend_tokenizer.to_str() if tokenizer else f"trained, {run.config.model.vocab_size}"
+        key = f"{texts}-{_hash(words, tokenizer and tokenizer.eos_token)}"
         before = run.read("data.json").get("cache_key", key)
         if before != key and run.begun:
             raise UserError(
                 f"the texts (or the tokenizer) have changed since {run.path} began to train",
                 "put them back as they were, or choose another RUN",
             )
+        folder = CACHE / key
         if folder.exists() and not whole(folder):
             say(f"data: {folder} is damaged, and made anew")
             shutil.rmtree(folder)
         if folder.exists():
-            say(f"data: {survey.documents:,} documents, unchanged since they were tokenized ({folder})")
+            say(f"data: unchanged since it was tokenized ({folder})")
         else:
-            build(config, survey, tokenizer, folder)
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            build(run.config, data, surveyed or take(data, aside), tokenizer, aside)
+            if read.fingerprint(data) != digest:
+                raise UserError("the texts changed while they were read", "repeat the step when they are at rest")
+            store.settle(aside, folder)
+        meta = store.read_meta(folder)
+        _, packing = pack.stored(folder, data.context_length, data.packing)
         content = {
             **meta["splits"],
-            "problems": survey.problems.summary(),
-            "dropped": survey.problems.dropped(),
+            **{key: meta[key] for key in ("dropped", "duplicates", "problems", "histogram", "shortest", "longest")},
+            "packing": packing,
+            "warnings": warnings(meta["splits"], data.context_length),
             "cache_key": key,
-            "context_length": run.config.data.context_length,
-            "source": {k: v for k, v in run.config.data.model_dump().items() if k in SOURCES and v is not None},
-            "digest": survey.digest,
+            "context_length": data.context_length,
+            "source": run.config.data.model_dump(exclude_none=True),
+            "digest": digest,
             "model": source and {key: source[key] for key in ("name", "revision", "sha256")},
         }
         run.write("data.json", content)
-        run.record(data={"digest": survey.digest, "cache_key": key}, model=content["model"] or "from scratch")
-        for split, counts in meta["splits"].items():
-            say(f"  {split:5}" + "".join(f"{count:>14,} {what}" for what, count in counts.items()))
-        if dropped := survey.problems.dropped():
-            say("  left out: " + ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()))
+        run.record(data={"digest": digest, "cache_key": key}, model=content["model"] or "from scratch")
+        view.show(content)
 
 
-SOURCES = ("path", "dataset", "dataset_config", "dataset_revision", "dataset_split", "builtin", "text_column")
+def _counter(config: Config) -> Callable[[str], int] | None:
+    """What counts a stream's tokens; None where the tokenizer is yet to be trained, or nothing is streamed."""
+    from maketune import model
+
+    tokenizer = model.base_tokenizer(config, model.fetch(config)) if config.data.streaming else None
+    return tokenizer and (lambda text: len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids))
 
 
-def take_survey(config: Config) -> Survey:
-    """Read everything once: count, fingerprint, and find the boundary between the splits."""
-    survey, digest = Survey(), hashlib.blake2b(digest_size=16)
-    low, high, between = 1.0, 0.0, 0
-    for text in read.documents(config.data, survey.problems):
-        encoded = text.encode()
-        share = draw(encoded, config.data.seed)
-        low, high, between = min(low, share), max(high, share), between + (share < config.data.test_size)
-        survey.documents += 1
-        survey.bytes += len(encoded)
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    if not survey.documents:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in survey.problems.dropped().items())
-        raise UserError(
-            f"{config.data.path or config.data.dataset}: no text in it" + (f" ({reasons})" if reasons else ": empty"),
-            "a .txt file holds a sample a line; .csv and .jsonl a column `text` (or data.text_column=...)",
-        )
-    if low == high:
-        raise UserError(
-            f"{config.data.path or config.data.dataset}: one document only (copies count once); it takes two",
-            "a .txt file holds a sample a line: break the text into lines",
-        )
-    survey.digest = digest.hexdigest()
-    survey.boundary = config.data.test_size
-    if not between:  # so few documents that none was drawn: the lowest draw is evaluated
-        survey.boundary = low + 2**-53
-    elif between == survey.documents:
-        survey.boundary = high
-    return survey
-
-
-def draw(text: bytes, seed: int) -> float:
-    """A document's place in [0, 1), from its content: equal documents stay together, and a new one moves no other."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little")).digest()) / 2**64
-
-
-def cache_key(config: Config, survey: Survey, tokenizer: "PreTrainedTokenizerFast | None") -> str:
-    """A name for the tokens that changes with texts, tokenizer and the settings that matter, and with nothing else."""
-    words = tokenizer.backend_tokenizer.to_str() if tokenizer else f"trained, {config.model.vocab_size}"
-    parts = [FORMAT, survey.digest, config.data.seed, config.data.test_size, words, tokenizer and tokenizer.eos_token]
+def _hash(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
 
-def build(config: Config, survey: Survey, tokenizer: "PreTrainedTokenizerFast | None", folder: Path) -> None:
-    """Tokenize into `folder`: written beside and renamed, so that it is whole if it is there."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    for old in CACHE.glob(".*"):  # what a killed process left
-        if time.time() - old.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=CACHE))
-    try:
-        if tokenizer is None:
-            tokenizer = train_tokenizer(config, survey)
-        tokenizer.save_pretrained(beside / "tokenizer")
-        meta = {"vocabulary": len(tokenizer), "splits": tokenize(config, survey, tokenizer, beside)}
-        meta["tokenizer"] = {path.name: path.stat().st_size for path in (beside / "tokenizer").iterdir()}
-        write_whole(beside / "meta.json", json.dumps(meta))
-        beside.chmod(0o755)
-        try:
-            beside.rename(folder)
-        except OSError:
-            if not whole(folder):  # if it is, another run has just made the same
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def warnings(splits: dict[str, Any], context_length: int) -> list[str]:
+    """What makes for poor training or judging, though both run."""
+    effects = {"train": "little to learn from", "test": "its perplexity says little"}
+    return [
+        f"the {split} split has {counts['tokens']:,} tokens, less than a context ({context_length:,}): {effects[split]}"
+        for split, counts in splits.items()
+        if counts["tokens"] < context_length
+    ]
 
 
-def train_tokenizer(config: Config, survey: Survey) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE like GPT-2's, trained on the training documents alone."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2TokenizerFast
+def build(
+    config: Config, data: DataConfig, found: Survey, tokenizer: "PreTrainedTokenizerFast | None", folder: Path
+) -> None:
+    """Tokenize into `folder`, with everything that data.json says of it. Raises Unfit where the disk will not do."""
+    check_disk(found, len(tokenizer) if tokenizer else config.model.vocab_size, folder)
+    if tokenizer is None:
+        say(f"tokenizer: training a byte-level BPE of at most {config.model.vocab_size:,} tokens")
+        texts = (text for text, fate in zip(documents(data, Problems()), found.fates, strict=False) if fate == TRAIN)
+        tokenizer = bpe.train(texts, config.model.vocab_size)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    meta = {"vocabulary": len(tokenizer), **tokenize(data, found, tokenizer, folder)}
+    write_whole(folder / "meta.json", json.dumps(meta))
+    left_out = {"duplicate": found.counts[DUPLICATE], "in_test": found.counts[IN_TEST]}
+    meta |= view.measure(folder, tokenizer)
+    meta["dropped"] = found.problems.dropped() | {reason: count for reason, count in left_out.items() if count}
+    meta["duplicates"] = {"policy": data.duplicates, "count": found.copies}
+    meta["problems"] = found.problems.summary()
+    meta["files"] = store.sizes(folder)
+    write_whole(folder / "meta.json", json.dumps(meta))
 
-    def training_texts() -> Iterator[str]:
-        for text in read.documents(config.data, Problems()):
-            if draw(text.encode(), config.data.seed) >= survey.boundary:
-                yield text
 
-    say(f"tokenizer: training a byte-level BPE of at most {config.model.vocab_size:,} tokens")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.model.vocab_size,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(training_texts(), trainer)
-    return GPT2TokenizerFast(tokenizer_object=tokenizer, model_max_length=config.data.context_length)
+def check_disk(found: Survey, vocabulary: int, folder: Path) -> None:
+    """Raise Unfit if the tokens will not fit. Assumes a token every two bytes, which any script stays below."""
+    width = np.dtype(store.token_type(vocabulary)).itemsize
+    wanted = found.bytes // 2 * width + len(found.fates) * (16 + pack.PIECE.itemsize + 8)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise Unfit(
+            f"the tokens of {found.bytes / 1e9:,.2f} GB of text take up to {wanted / 1e9:,.2f} GB in {CACHE}, "
+            f"where {free / 1e9:,.2f} GB are free",
+            "free some space (`make clean` lists what maketune holds), or give less text",
+        )
 
 
 def tokenize(
-    config: Config, survey: Survey, tokenizer: "PreTrainedTokenizerFast", folder: Path
+    data: DataConfig, found: Survey, tokenizer: "PreTrainedTokenizerFast", folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Write every document's tokens, with EOS, to its split; return each split's counts. Memory is a batch's."""
-    backend, eos = tokenizer.backend_tokenizer, tokenizer.eos_token_id
-    backend.encode_special_tokens = True  # a text that holds "<|endoftext|>" is text, and ends nothing
-    writers = {split: Writer(folder, split, len(tokenizer)) for split in ("train", "test")}
-    texts = read.documents(config.data, Problems())
-    with Bar("tokenize", survey.bytes) as bar:
-        while batch := list(islice(texts, BATCH)):
-            encoded = [text.encode() for text in batch]
-            tokens = [[*encoding.ids, eos] for encoding in backend.encode_batch_fast(batch, add_special_tokens=False)]
-            tests = [draw(each, config.data.seed) < survey.boundary for each in encoded]
-            for split, writer in writers.items():
-                chosen = [i for i, is_test in enumerate(tests) if is_test == (split == "test")]
-                if chosen:
-                    writer.write([tokens[i] for i in chosen], [len(encoded[i]) for i in chosen])
-            bar.advance(sum(map(len, encoded)), f"{bar.done / 1e6:,.1f} of {bar.total / 1e6:,.1f} MB")
+    """Write every document's tokens, with EOS, to its split; return the splits' counts and shards."""
+    writers = {TRAIN: store.Writer(folder, "train"), TEST: store.Writer(folder, "test")}
+    description, kind = tokenizer.backend_tokenizer.to_str(), store.token_type(len(tokenizer))
+    encoded = tokens.encode_all(
+        batches(data, found.fates), description, tokenizer.eos_token_id, kind, tokens.workers_for(found.bytes)
+    )
+    with Bar("tokenize", found.bytes) as bar:
+        for fates, (ids, lengths, sizes) in encoded:
+            for fate, writer in writers.items():
+                chosen = fates == fate
+                if chosen.any():
+                    writer.write(ids[np.repeat(chosen, lengths)], lengths[chosen], sizes[chosen])
+            bar.advance_bytes(int(sizes.sum()))
     for writer in writers.values():
         writer.close()
-    return {split: writer.counts for split, writer in writers.items()}
+    named = {writer.split: writer for writer in writers.values()}
+    return {
+        "splits": {split: writer.counts for split, writer in named.items()},
+        "shards": {split: writer.shards for split, writer in named.items()},
+    }
+
+
+def batches(data: DataConfig, fates: np.ndarray) -> Iterator[tuple[list[str], np.ndarray]]:
+    """The documents that are kept, some at a time, with their fates."""
+    texts: list[str] = []
+    chosen: list[int] = []
+    letters = 0
+    listed = (fate for begin in range(0, len(fates), 2**16) for fate in fates[begin : begin + 2**16].tolist())
+    for text, fate in zip(documents(data, Problems()), listed, strict=False):
+        if fate > TEST:
+            continue
+        texts.append(text)
+        chosen.append(fate)
+        letters += len(text)
+        if letters >= BATCH_LETTERS or len(texts) >= BATCH_DOCUMENTS:
+            yield texts, np.array(chosen)
+            texts, chosen, letters = [], [], 0
+    if texts:
+        yield texts, np.array(chosen)

@@ -1,51 +1,67 @@
-"""Training rows: documents end to end, cut to the context length, each document attending to itself alone."""
+"""Training rows: pieces of documents side by side, each attending to itself alone."""
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from maketune.data.store import Split
+from maketune.data.pack import Plan, plan
 
 IGNORED = -100
 
 
 class Rows(Dataset):
-    """Rows of `context_length` tokens over a split.
+    """Rows of at most `context_length` tokens over a split, as a plan makes them; by default a packed one.
 
-    An item is input_ids, position_ids, labels, each (context_length,) int64. Positions restart at each document, which
-    keeps the documents of a row apart: without an attention mask and with the cache off, transformers builds a mask a
-    document from them (tests/test_packing.py stands guard). The first token of a document or row has nothing to be
-    predicted from, so its label is -100; so are those of the padding that fills up the last row.
+    An item is input_ids, position_ids, labels, each (tokens of the row,) int64, and row_id. Packed rows are filled up
+    to the context length. Positions restart at each piece, which keeps the pieces of a row apart: without an attention
+    mask and with the cache off, transformers builds a mask a piece from them (tests/test_packing.py stands guard). The
+    first token of a piece has nothing to be predicted from, so its label is -100.
     """
 
-    def __init__(self, split: Split, context_length: int) -> None:
+    def __init__(self, split: Any, context_length: int, made: Plan | None = None, pad: int = 0) -> None:
         self.split = split
         self.length = context_length
+        self.plan = made or plan(split.starts, context_length)
+        self.pad = pad
 
     def __len__(self) -> int:
-        return -(-len(self.split.tokens) // self.length)
+        return len(self.plan.firsts) - 1
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        begin = index * self.length
-        end = min(begin + self.length, len(self.split.tokens))
-        ids = self.split.tokens[begin:end].astype(np.int64)
-        first, last = np.searchsorted(self.split.starts, [begin, end], side="left")
-        starts = np.unique(np.concatenate([[begin], self.split.starts[first:last]])) - begin
-        missing = self.length - len(ids)
-        if missing:
-            starts = np.append(starts, len(ids))
-            ids = np.append(ids, np.full(missing, ids[-1]))
-        places = np.arange(self.length)
-        positions = places - starts[np.searchsorted(starts, places, side="right") - 1]
-        labels = np.where(positions == 0, IGNORED, ids)
-        labels[self.length - missing :] = IGNORED
-        return {
+        first, last = self.plan.firsts[index : index + 2]
+        pieces = [(int(start), int(length)) for start, length in self.plan.pieces[first:last]]
+        ids = np.concatenate([self.split.tokens[start : start + length] for start, length in pieces]).astype(np.int64)
+        positions = np.concatenate([np.arange(length) for _, length in pieces])
+        item = {
             "input_ids": torch.from_numpy(ids),
             "position_ids": torch.from_numpy(positions),
-            "labels": torch.from_numpy(labels),
+            "labels": torch.from_numpy(np.where(positions == 0, IGNORED, ids)),
         }
+        return _filled(item, self.plan.width, self.pad) | {"row_id": torch.tensor(index)}
 
 
-def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stack rows to (rows, context_length). No attention mask: any 2-D one lets packed documents see each other."""
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+def collate(rows: list[dict[str, torch.Tensor]], pad: int = 0) -> dict[str, torch.Tensor]:
+    """Stack rows to (rows, tokens of the longest), and their ids to row_ids, (rows,).
+
+    No attention mask: any 2-D one lets packed pieces see each other.
+    """
+    ids = [row["row_id"] for row in rows]
+    items = [{key: value for key, value in row.items() if key != "row_id"} for row in rows]
+    width = max(len(item["input_ids"]) for item in items)
+    items = [_filled(item, width, pad) for item in items]
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]} | {"row_ids": torch.stack(ids)}
+
+
+def _filled(item: dict[str, torch.Tensor], width: int, pad: int) -> dict[str, torch.Tensor]:
+    """The item padded on the right to `width`, by place and not by token id: `pad` may be EOS, whose labels stay.
+
+    The padding is a piece of its own, so that nothing before it changes.
+    """
+    missing = width - len(item["input_ids"])
+    if missing <= 0:
+        return item
+    fill = {"input_ids": torch.full((missing,), pad), "labels": torch.full((missing,), IGNORED)}
+    fill["position_ids"] = torch.arange(missing)
+    return {key: torch.cat([value, fill[key]]) for key, value in item.items()}
