@@ -7,7 +7,7 @@
 CONFIG ?=
 ## the run's folder in runs/; by default the config's name and the time; one that exists is continued
 RUN ?=
-## your texts: a .txt, .csv or .jsonl file, or a folder of those, anywhere
+## your texts: a file (.txt, .csv, .jsonl, .parquet, ...), a folder or a glob, anywhere, or several; -: standard input
 DATA ?=
 ## a model to start from: a folder, or a Hub id as gpt2
 MODEL ?=

@@ -1,5 +1,6 @@
 """What the user names is checked before anything starts."""
 
+import io
 import re
 from pathlib import Path
 
@@ -93,5 +94,39 @@ def test_an_open_quote_in_args_is_an_error_of_input():
 
 def test_what_an_existing_run_was_made_with_is_remembered(root):
     (root / "manifest.json").write_text('{"inputs": {"DATA": "/x.csv", "MODEL": ""}}')
-    assert inputs.remembered(root) == {"DATA": "/x.csv", "MODEL": ""}
+    assert inputs.remembered(root) == {"DATA": "/x.csv", "TEST_DATA": "", "MODEL": ""}
     assert inputs.remembered(root / "none") == {}
+
+
+def test_data_may_be_several_files_folders_or_globs(root):
+    for name in ("a.txt", "b b.txt", "c.csv"):
+        (root / name).write_text("text\n")
+    a, b, c = (str(root / name) for name in ("a.txt", "b b.txt", "c.csv"))
+    assert inputs.data("b b.txt", [root]) == b
+    for text in ("a.txt c.csv", "a.txt, c.csv", "a.txt,c.csv", "a.txt\nc.csv\n"):
+        assert inputs.data(text, [root]) == f"{a}\n{c}"
+    assert inputs.data("'b b.txt' c.csv", [root]) == inputs.data("b b.txt\nc.csv", [root]) == f"{b}\n{c}"
+    assert inputs.data("*.txt c.csv", [Path("/nowhere"), root]) == f"{root}/*.txt\n{c}"
+    assert f"there is no {root}/d.txt" in refused(inputs.data, "a.txt d.txt", [root])[0]
+    assert "no file matches" in refused(inputs.data, "*.pdf", [root])[0]
+
+
+def test_a_container_sees_the_folder_in_which_a_glob_begins(root):
+    (root / "a[1].txt").write_text("text\n")
+    assert inputs.paths(f"{root}/configs/**/*.txt\n{root}/a[1].txt") == [f"{root}/configs", f"{root}/a[1].txt"]
+    assert inputs.paths("-") == inputs.paths("") == []
+
+
+def test_standard_input_must_be_piped_in(root, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert "nothing is piped in" in refused(inputs.data, "-", [root])[0]
+    monkeypatch.setattr("sys.stdin", io.StringIO("text"))
+    assert inputs.data("-", [root]) == "-"
+
+
+def test_test_texts_named_in_args_become_absolute_paths(root):
+    (root / "a.txt").write_text("text\n")
+    arguments = ["train.max_steps=3", "data.test_path=a.txt"]
+    assert workflow.tested(arguments, [root])[1] == f"{root}/a.txt"
+    assert arguments[1] == f"data.test_path={root}/a.txt"
+    assert "data.test_path: there is no" in refused(workflow.tested, ["data.test_path=b.txt"], [root])[0]

@@ -227,7 +227,8 @@ def load_config(path: str, overrides: list[str], *, data: str = "", model: str =
             hint = f"did you mean {homes[0]}.{override}?" if homes else 'as in ARGS="train.max_steps=40"'
             raise UserError(f"{override!r} is not of the form section.key=value", hint)
         try:
-            _section(tree, section)[field] = yaml.load(text, _Loader)
+            value = yaml.load(text, _Loader)
+            _section(tree, section)[field] = text if isinstance(value, dict) else value  # "{title}" is a template
         except (yaml.YAMLError, ValueError, TypeError, RecursionError):
             _section(tree, section)[field] = text
         lines.pop((section, field), None)

@@ -161,4 +161,4 @@ def _surroundings() -> dict[str, Any]:
     known = {key: os.environ.get(f"MAKETUNE_{key.upper()}", "") for key in keys}
     lock = Path(f"docker/locks/{known['flavor']}.txt")
     known["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else ""
-    return {**known, "inputs": {key: os.environ.get(f"MAKETUNE_{key}", "") for key in ("DATA", "MODEL")}}
+    return {**known, "inputs": {key: os.environ.get(f"MAKETUNE_{key}", "") for key in ("DATA", "TEST_DATA", "MODEL")}}

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
-from maketune_host import decide
+from maketune_host import decide, inputs
 from maketune_host.errors import Unfit, UserError, say
-from maketune_host.launch import CACHES, Launch, program, variables
+from maketune_host.launch import CACHES, Launch, program, reads_stdin, variables
 from maketune_host.process import ask, passing, show, supervise
 
 ONLINE = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "HF_ENDPOINT")
@@ -45,7 +45,7 @@ def run(launch: Launch, verb: str) -> int:
             print(f"# with {file.name}:\n{json.dumps(content, indent=2, ensure_ascii=False)}")
             return 0
         file.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
-        stdin = None if verb == "shell" or interactive else subprocess.DEVNULL
+        stdin = None if verb == "shell" or interactive or reads_stdin(launch, verb) else subprocess.DEVNULL
         return launch_container(command, launch.docker.client, name, stdin, interactive)
 
 
@@ -87,7 +87,8 @@ def caller(launch: Launch) -> decide.User:
 def override(launch: Launch, verb: str, user: str, scratch: Path, token: Optional[Path] = None) -> Dict[str, Any]:
     """All that differs from launch to launch, for compose to merge over compose.yaml."""
     values = variables(launch, verb)
-    mounts = [path for path in (launch.config, launch.data, launch.model) if os.path.isabs(path)]
+    named = (launch.config, launch.model, *inputs.paths(launch.data), *inputs.paths(launch.test_data))
+    mounts = [path for path in named if os.path.isabs(path)]
     volumes = [_mount(os.path.realpath(path), path) for path in dict.fromkeys(mounts)]
     service: Dict[str, Any] = {"image": launch.tag, "user": user, "environment": values, "volumes": volumes}
     content: Dict[str, Any] = {"services": {"data" if verb == "data" else "step": service}}
@@ -160,7 +161,7 @@ def _folders(launch: Launch, user: decide.User, verb: str) -> Iterator[None]:
             (launch.root / ".cache" / name).mkdir(parents=True, exist_ok=True)
         yield  # the run that is watched may be under way: nothing changes hands
         return
-    for path in (launch.data, launch.model):
+    for path in (*inputs.paths(launch.data), *inputs.paths(launch.test_data), launch.model):
         check_readable(path, user.during)
     made = not launch.run_dir.exists()
     for path in (launch.run_dir, *(launch.root / ".cache" / name for name in CACHES)):

@@ -1,9 +1,12 @@
 """What the user names: the run, the config, data and model. Checked before anything is built or asked."""
 
 import difflib
+import glob
 import json
 import os
 import re
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Dict, List
@@ -27,19 +30,64 @@ def find(text: str, folders: List[Path]) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
-def data(text: str, folders: List[Path]) -> str:
-    """DATA as an absolute path. Raises UserError if it cannot be read."""
-    if not text:
-        return ""
-    path = find(text, folders)
-    _text("DATA", text)
+def data(text: str, folders: List[Path], name: str = "DATA") -> str:
+    """DATA as absolute paths, one a line; `-` (standard input) as it is. Raises UserError if one cannot be read.
+
+    It is one path or glob as it stands, if there is such a file; else several, a line each or as a shell splits words.
+    """
+    _text(name, text)
+    if text == "-" and name == "DATA":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UserError("DATA=-: nothing is piped in", "as in: zcat texts.gz | make train DATA=-")
+        return text
+    return "\n".join(_readable(word, folders, name) for word in _several(text, folders))
+
+
+def paths(text: str) -> List[str]:
+    """DATA, as `data` gives it, as the files and folders that a container must see; a glob's is where it begins."""
+    return [_root(path) for path in text.split("\n") if os.path.isabs(path)]
+
+
+def _several(text: str, folders: List[Path]) -> List[str]:
+    if "\n" in text:
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    if not text or _there(find(text, folders)):
+        return [text] if text else []
+    splitter = shlex.shlex(text, posix=True)
+    splitter.whitespace, splitter.whitespace_split, splitter.commenters = " ,\t", True, ""
+    try:
+        words = list(splitter)
+    except ValueError:  # an open quote, as in `it's`
+        return [text]
+    return words if any(_there(find(word, folders)) for word in words) else [text]
+
+
+def _there(path: Path) -> bool:
+    return path.exists() or next(glob.iglob(str(path), recursive=True), None) is not None
+
+
+def _root(path: str) -> str:
+    """The path, or of a glob the folder before its first wildcard."""
+    while glob.has_magic(path) and not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _readable(text: str, folders: List[Path], name: str) -> str:
+    path = next((each for each in (find(text, [folder]) for folder in folders) if _there(each)), find(text, folders))
+    if not path.exists() and glob.has_magic(text):
+        if not _there(path):
+            raise UserError(f"{name}: no file matches {path}", f"relative to {folders[0]}; ** is folders of any depth")
+        if _root(str(path)) == "/":
+            raise UserError(f"{name}: {path} begins at the root folder", "put the texts into a folder of their own")
+        return str(path)
     if not path.exists():
         hint = _similar(path) or f"a .txt, .csv or .jsonl file, or a folder of those; relative to {folders[0]}"
         if HUB_ID.fullmatch(text) and "/" in text and not Path(text).suffix:
             hint = f'a data set of the Hub goes into the config: ARGS="data.dataset={text}"'
-        raise UserError(f"DATA: there is no {path}", hint)
+        raise UserError(f"{name}: there is no {path}", hint)
     if not os.access(str(path), os.R_OK | (os.X_OK if path.is_dir() else 0)):
-        raise UserError(f"DATA: {path} cannot be read", "give yourself access to it (ls -l, chown, chmod)")
+        raise UserError(f"{name}: {path} cannot be read", "give yourself access to it (ls -l, chown, chmod)")
     return str(path)
 
 
@@ -126,9 +174,13 @@ def watched_run(root: Path, name: str) -> str:
 
 
 def remembered(run: Path) -> Dict[str, str]:
-    """DATA and MODEL that an existing run was made with: its settings hold their paths, so a step needs them again."""
+    """The paths that an existing run was made with: its settings hold them, so a step needs them again."""
     content = read_json(run / "manifest.json").get("inputs")
-    return {key: str(content.get(key) or "") for key in ("DATA", "MODEL")} if isinstance(content, dict) else {}
+    return (
+        {key: str(content.get(key) or "") for key in ("DATA", "TEST_DATA", "MODEL")}
+        if isinstance(content, dict)
+        else {}
+    )
 
 
 def read_json(path: Path) -> Dict[str, object]:

@@ -30,6 +30,9 @@ class Launch:
     config: str = ""
     """Empty for a run's own settings."""
     data: str = ""
+    """Absolute paths, one a line, or `-`."""
+    test_data: str = ""
+    """data.test_path, where ARGS names it."""
     model: str = ""
     arguments: List[str] = field(default_factory=list)
     command: str = ""
@@ -57,6 +60,7 @@ def variables(launch: Launch, verb: str) -> Dict[str, str]:
         "MAKETUNE_RUN": launch.run,
         "MAKETUNE_CONFIG": launch.config,
         "MAKETUNE_DATA": launch.data,
+        "MAKETUNE_TEST_DATA": launch.test_data,
         "MAKETUNE_MODEL": launch.model,
         "MAKETUNE_FLAVOR": launch.flavor,
         "MAKETUNE_GPUS": launch.gpus,
@@ -75,6 +79,11 @@ def variables(launch: Launch, verb: str) -> Dict[str, str]:
     }
     values.update((name, os.environ.get(name, "")) for name in PASSED_ON)
     return {name: value for name, value in values.items() if value}
+
+
+def reads_stdin(launch: Launch, verb: str) -> bool:
+    """Whether the texts are piped into this step; the later ones have them as tokens."""
+    return verb == "data" and launch.data == "-"
 
 
 def program(launch: Launch, verb: str, folder: str) -> List[str]:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List
 
-from maketune_host.launch import CACHES, Launch, program, variables
+from maketune_host.launch import CACHES, Launch, program, reads_stdin, variables
 from maketune_host.process import show, supervise
 
 
@@ -42,4 +42,6 @@ def run(launch: Launch, verb: str) -> int:
         (cache / name).mkdir(parents=True, exist_ok=True)
     values = environment(launch.root, launch.python, **settings)
     options = {"stdin": None, "session": not sys.stdin.isatty()} if verb == "shell" or nvitop else {}
+    if reads_stdin(launch, verb):
+        options["stdin"] = None
     return supervise(command, cwd=str(launch.root), env=values, **options)

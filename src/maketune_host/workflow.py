@@ -1,5 +1,6 @@
 """What a target does: the decisions, each printed with its reason, then the steps that are missing, in order."""
 
+import json
 import os
 import shlex
 import sys
@@ -47,6 +48,10 @@ def run(root: Path, target: str, dry: bool) -> int:
         steps = [*([] if verified(launch) else ["env-verify"]), "data", "train"]
     elif verb == "eval" and (setting("DATA") or setting("MODEL") or not (launch.run_dir / "data.json").exists()):
         steps = ["data", "eval"]
+    if launch.data == "-" and setting("DATA") != "-" and "data" in steps:
+        if not (launch.run_dir / "data.json").exists():
+            raise UserError(f"runs/{launch.run} reads its texts from standard input", "pipe them in, with DATA=-")
+        steps.remove("data")  # they came once, and are tokens now
     for step in steps:
         if len(steps) > 1:
             say(f"== {step}")
@@ -84,16 +89,16 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     if not name and verb in ("eval", "generate", "shell") and not judged_anew:
         name = inputs.newest_run(root)
         say(f"run: {name} (the newest with a model)")
-    arguments = overrides(os.environ.get("ARGS", ""))
+    arguments, test_data = tested(overrides(os.environ.get("ARGS", "")), started_in)
 
     launch = device(root, dry)
-    launch.data, launch.model, launch.arguments = data, model, arguments
+    launch.data, launch.test_data, launch.model, launch.arguments = data, test_data, model, arguments
     existing = bool(name) and (root / "runs" / name / "config.yaml").exists()
     if existing and (not config or verb in ("eval", "generate")):
         say(f"config: runs/{name}/config.yaml (the run's own)")
         config = ""
         for key, path in inputs.remembered(root / "runs" / name).items():
-            if not getattr(launch, key.lower()) and (path[:1] != "/" or os.path.exists(path)):
+            if not getattr(launch, key.lower()) and all(map(os.path.exists, inputs.paths(path))):
                 setattr(launch, key.lower(), path)
     elif config:
         say("config: {} ({})".format(config, "smoke" if smoke else "asked for"))
@@ -106,6 +111,17 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
         say("run: runs/{} ({})".format(launch.run, "goes on" if existing else "new"))
     launch.command = command_line(verb, launch)
     return launch
+
+
+def tested(arguments: List[str], folders: List[Path]) -> "tuple[List[str], str]":
+    """ARGS with data.test_path as an absolute path, and that path. Raises UserError if it cannot be read."""
+    key, found = "data.test_path=", ""
+    for index, each in enumerate(arguments):
+        if each.startswith(key) and each[len(key) :][:1] not in ("", "["):
+            found = inputs.data(each[len(key) :], folders, "data.test_path")
+            listed = found.split("\n")
+            arguments[index] = key + (json.dumps(listed, ensure_ascii=False) if len(listed) > 1 else found)
+    return arguments, found
 
 
 def watched(root: Path, name: str, dry: bool) -> Launch:
@@ -180,7 +196,9 @@ def verified(launch: Launch) -> bool:
 
 def command_line(verb: str, launch: Launch) -> str:
     """The make command that repeats this."""
-    values = {"RUN": launch.run, "CONFIG": launch.config, "DATA": launch.data, "MODEL": launch.model}
+    several = launch.data.split("\n")
+    shown = " ".join(map(shlex.quote, several)) if len(several) > 1 else launch.data
+    values = {"RUN": launch.run, "CONFIG": launch.config, "DATA": shown, "MODEL": launch.model}
     values.update(ARGS=os.environ.get("ARGS", ""), PROMPT=os.environ.get("PROMPT", "") if verb == "generate" else "")
     values.update(GPUS=launch.gpus, FLAVOR=launch.flavor, RUNNER=launch.runner)
     return " ".join(["make", verb] + [f"{key}={shlex.quote(value)}" for key, value in values.items() if value])

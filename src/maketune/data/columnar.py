@@ -1,16 +1,16 @@
 """Parquet and Arrow files, and data sets of the Hub: some rows at a time, never a whole file."""
 
+import contextlib
+import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maketune.config import DataConfig
 from maketune.data.decode import Reading, opened
 from maketune.data.fields import check_columns, chooser, row_text, wanted
-from maketune.data.sources import ARCHIVES, shown
+from maketune.data.sources import ARCHIVES, shown, spool_folder
 from maketune.errors import Unfit, UserError
 
 if TYPE_CHECKING:
@@ -51,25 +51,17 @@ def read_arrow(reading: Reading) -> Iterator[list[str]]:
         raise _damaged(reading.path, "Arrow", error) from None
 
 
-class _seekable:
+@contextlib.contextmanager
+def _seekable(path: str) -> Iterator[str]:
     """A path to the file's content out of its archive: these formats are read from their end."""
-
-    def __init__(self, path: str) -> None:
-        self.path, self.copy = path, None
-
-    def __enter__(self) -> str:
-        if not self.path.lower().endswith(ARCHIVES):
-            return self.path
-        Path(".cache").mkdir(exist_ok=True)
-        self.copy = tempfile.NamedTemporaryFile(dir=".cache", prefix=".unpacked.")
-        with opened(self.path) as content:
-            shutil.copyfileobj(content, self.copy, 2**20)
-        self.copy.flush()
-        return self.copy.name
-
-    def __exit__(self, *_: object) -> None:
-        if self.copy:
-            self.copy.close()
+    if not path.lower().endswith(ARCHIVES):
+        yield path
+        return
+    with spool_folder() as folder, opened(path) as content:
+        copy = os.path.join(folder, "unpacked")
+        with open(copy, "wb") as file:
+            shutil.copyfileobj(content, file, 2**20)
+        yield copy
 
 
 def _damaged(path: str, kind: str, error: Exception) -> Exception:

@@ -118,6 +118,8 @@ def blocks(reading: Reading, skip: bool = False) -> Iterator[Block]:
             if offset == 0 and not pending and chunk.startswith(b"\xef\xbb\xbf"):
                 reading.problems.note("bom", reading.place(1))
                 chunk, offset = chunk[3:], 3
+                if not chunk:
+                    continue
             cut = (chunk.rfind(b"\n") + 1 or chunk.rfind(b"\r") + 1) if chunk else 0
             if chunk and not cut:
                 pending.append(chunk)

@@ -176,7 +176,7 @@ def _jsonl(reading: Reading) -> Iterator[list[str]]:
                 continue
             try:
                 text = orjson.loads(line)[column]
-                if type(text) is str and text and len(line) < limit and not text.isspace() and "\0" not in text:
+                if type(text) is str and text and len(line) <= limit and not text.isspace() and "\0" not in text:
                     ready.append(text)
                     continue
             except (ValueError, KeyError, TypeError, IndexError):
@@ -188,6 +188,9 @@ def _jsonl(reading: Reading) -> Iterator[list[str]]:
 
 def _odd_line(reading: Reading, block: Block, number: int, raw: bytes) -> list[str]:
     """What the fast way did not take: a template, a row without text, or damage."""
+    if len(raw) > reading.data.max_document_bytes:
+        reading.too_long(reading.place(number), len(raw), raw[:200].decode("utf-8", "backslashreplace"))
+        return []
     try:
         line = raw.decode()
     except UnicodeDecodeError as error:

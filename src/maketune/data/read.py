@@ -8,10 +8,8 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 
 import orjson
 
@@ -22,7 +20,6 @@ from maketune.data.formats import read_file
 from maketune.data.problems import Problems
 from maketune.errors import UserError
 
-SPOOLS = Path(".cache/data")
 BYTES_A_TOKEN = 4
 """An estimate, English with GPT-2's tokenizer; what bounds a stream where no tokenizer is given."""
 
@@ -102,15 +99,8 @@ def spooled(data: DataConfig, count: Callable[[str], int] | None = None) -> Iter
     if not (data.path == "-" or data.streaming):
         yield data
         return
-    made = not SPOOLS.exists()
-    SPOOLS.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=sources.SPOOL, dir=SPOOLS) as folder:
-            yield _stream(data, folder, count or _estimate) if data.streaming else _stdin(data, folder)
-    finally:
-        if made:
-            with contextlib.suppress(OSError):
-                SPOOLS.rmdir()
+    with sources.spool_folder() as folder:
+        yield _stream(data, folder, count or _estimate) if data.streaming else _stdin(data, folder)
 
 
 def _estimate(text: str) -> int:

@@ -1,8 +1,10 @@
 """Which files a path, folder, glob or list of those means, and of which format each is."""
 
+import contextlib
 import difflib
 import glob
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,23 @@ from maketune.errors import UserError
 FORMATS = ("txt", "csv", "tsv", "jsonl", "json", "parquet", "arrow")
 ARCHIVES = (".gz", ".bz2", ".xz", ".zst")
 KINDS = ", ".join(f".{name}" for name in FORMATS) + f" (each also with {' '.join(ARCHIVES)})"
+CACHE = Path(".cache/data")
 SPOOL = ".spool."
 """Prefix of the folder that holds what can be read once only."""
+
+
+@contextlib.contextmanager
+def spool_folder() -> Iterator[str]:
+    """A folder beside the tokens, gone afterwards."""
+    made = not CACHE.exists()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=SPOOL, dir=CACHE) as folder:
+            yield folder
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                CACHE.rmdir()
 
 
 def format_of(path: str) -> str:
