@@ -14,7 +14,9 @@ from maketune.data import bpe, pack, store, survey, tokens
 from maketune.data.rows import Rows
 from maketune.errors import UserError
 
-TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=2)
+TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip), min_size=2
+)
 WAYS = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -118,7 +120,11 @@ def test_what_is_held_back_is_not_trained_on(small, tokenizer, texts, held_back,
 
 
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(st.text(st.characters(codec="ascii")).filter(str.strip), min_size=30, unique=True))
+@given(
+    texts=st.lists(
+        st.text(st.characters(codec="ascii", exclude_characters="\0")).filter(str.strip), min_size=30, unique=True
+    )
+)
 def test_the_rows_are_the_same_on_any_number_of_workers(small, tokenizer, monkeypatch, texts):
     write(small / "texts.jsonl", texts)
     found = []
