@@ -1,9 +1,9 @@
 """NVIDIA GPUs by name: memory, bandwidth, dense rates, capability, power. Standard library alone, Python 3.8.
-
-Rates are dense (datasheets often print twice that, for 2:4 sparsity) and with fp32 accumulation, which training uses (GeForce
-cards before Blackwell also print twice that, for fp16 accumulation). Before capability 8.0 there is no bf16; before 7.0
-there are no tensor cores, and fp16 is computed at fp32's rate. Memory is what programs get: where ECC keeps its bits in
-the memory itself (T4, L4, A10, ...) a sixteenth less than the datasheet's. Boards of other makers differ by some percent.
+ Rates are dense (datasheets often print twice that, for 2:4 sparsity) and with fp32 accumulation, which training uses
+(GeForce cards before Blackwell also print twice that, for fp16 accumulation). Before capability 8.0 there is no bf16;
+before 7.0 there are no tensor cores, and fp16 is computed at fp32's rate. Memory is what programs get: where ECC keeps
+its bits in the memory itself (T4, L4, A10, ...) a sixteenth less than the datasheet's. Boards of other makers differ by
+some percent.
 """
 
 import difflib
@@ -16,9 +16,9 @@ SOURCES = {
     "volta": "NVIDIA V100 datasheet (2020)",
     "turing": "NVIDIA Turing architecture whitepaper, appendix A (reference boards); T4 datasheet",
     "ga100": "NVIDIA A100 datasheet (2021); A30 datasheet",
-    "ga102": "NVIDIA GA102 architecture whitepaper v2, appendix A; GeForce product pages: 2 x cores x boost, tensor cores 2x",
+    "ga102": "NVIDIA GA102 architecture whitepaper v2, appendix A; GeForce: 2 x cores x boost, tensor cores 2x",
     "ampere-pro": "NVIDIA datasheets of A2, A10, A40, RTX A4000, A5000, A6000; A10G by AWS's G5 page",
-    "ada": "NVIDIA Ada architecture whitepaper v2.1, appendix A; GeForce product pages: 2 x cores x boost, tensor cores 2x",
+    "ada": "NVIDIA Ada architecture whitepaper v2.1, appendix A; GeForce: 2 x cores x boost, tensor cores 2x",
     "ada-pro": "NVIDIA datasheets of L4, L40, L40S and the RTX Ada Generation, sparse figures halved",
     "hopper": "NVIDIA H100 (2023), H200 (2024) and GH200 datasheets, sparse figures halved",
     "blackwell": "NVIDIA RTX Blackwell architecture whitepaper, appendix A; B200 by the HGX datasheet, sparse halved",
@@ -94,13 +94,16 @@ RTX 5090                | 32   | 1792 | 209.5 | 209.5 | 104.8 | 12.0 | 575  | bl
 B200                    | 179  | 7700 | 2250  | 2250  | 75    | 10.0 | 1000 | blackwell
 """
 ALIASES = {"h10080gbhbm3": "h100sxm580gb", "h100sxm": "h100sxm580gb", "h100sxm5": "h100sxm580gb", "h200sxm": "h200"}
-ALIASES.update({"h100pcie80gb": "h100pcie", "h100nvl94gb": "h100nvl", "gtx1060": "gtx10606gb", "rtx306012gb": "rtx3060"})
+ALIASES.update(
+    {"h100pcie80gb": "h100pcie", "h100nvl94gb": "h100nvl", "gtx1060": "gtx10606gb", "rtx306012gb": "rtx3060"}
+)
 ALIASES.update({"a10080gbpcie": "a100pcie80gb", "a100pcie40gb": "a100pcie40gb", "a100sxm440gb": "a100sxm440gb"})
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU model. Memory in bytes, bandwidth in bytes a second, rates in FLOP/s (0 where it has none), power in watts."""
+    """A GPU model. Memory in bytes, bandwidth in bytes a second, rates in FLOP/s (0 where it has none), power in
+    watts."""
 
     name: str
     memory: float

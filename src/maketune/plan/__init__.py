@@ -1,6 +1,6 @@
 """The arithmetic of a run before it runs: parameters, FLOPs, memory, time, compute-optimal tokens.
-
-Standard library alone and Python 3.8: `make plan` runs it on the bare host. Every formula has its source and what it leaves out.
+ Standard library alone and Python 3.8: `make plan` runs it on the bare host. Every formula has its source and what it
+leaves out.
 """
 
 from dataclasses import dataclass, replace
@@ -10,12 +10,15 @@ from maketune.gpus import GPUS, Gpu
 
 MODELS = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20), "gpt2-xl": (48, 1600, 25)}
 MODELS.update({"distilgpt2": (6, 768, 12), "gpt2-small": MODELS["gpt2"]})
-"""Layers, width, heads; each with 50,257 tokens and 1,024 positions (Radford et al. 2019, table 2; the Hub's config.json)."""
+"""Layers, width, heads; each with 50,257 tokens and 1,024 positions (Radford et al. 2019, table 2; the Hub's
+config.json)."""
 MFU = 0.35
-"""Share of the dense peak that training reaches, unless told: 29 % an early nanoGPT on its GPU (nanoGPT#182), up to 57 % a
-compiled GPT-2 124M on an RTX 4090. No card sustains 90 %."""
-CHUNK = 512
-"""Tokens whose logits the loss holds at once."""
+"""Share of the dense peak that training reaches, unless told: 29 % an early nanoGPT on its GPU (nanoGPT#182), up to 57
+% a compiled GPT-2 124M on an RTX 4090. No card sustains 90 %."""
+CPU_TOKENS = 1024
+"""In memory at once on a CPU, unless told."""
+SCRATCH = {"vocab_size": 8192, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.1}
+"""What config.py's ModelConfig gives a new model where the config says nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class Model:
         return (self.vocabulary + self.positions + 13 * self.layers + 2) * self.width + self.matrices
 
     def adapters(self, rank: int) -> int:
-        """Weights of LoRA adapters on every product of the layers: r (in + out) each (Hu et al. 2021): 18 r w a layer."""
-        return 18 * rank * self.width * self.layers
+        """Weights of LoRA adapters on every product of the layers: r (in + out) each (Hu et al. 2021): 16 r w a
+        layer."""
+        return 16 * rank * self.width * self.layers
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,12 @@ class Run:
 
 def flops_per_token(parameters: int, layers: int, width: int, context: int) -> float:
     """Forward and backward FLOPs for a token: 6 N + 12 L w T.
-
-    6 N (Kaplan et al. 2020): 2 for each weight in the forward pass, 4 in the backward. The tied head's product counts through
-    the embedding's weights; the position embedding (1 % at most) multiplies nothing and is counted all the same.
-    12 L w T (Chowdhery et al. 2022, appendix B): attention's own products, each token against the whole context. Under a
-    causal mask half of that is enough, and less where packed documents are short: kernels that skip it do fewer FLOPs than
-    these. Left out: norms, GELU, softmax, the optimizer (below 1 %), and recomputing under checkpointing, which model FLOPs
-    never count.
+     6 N (Kaplan et al. 2020): 2 for each weight in the forward pass, 4 in the backward. The tied head's product counts
+    through the embedding's weights; the position embedding (1 % at most) multiplies nothing and is counted all the
+    same. 12 L w T (Chowdhery et al. 2022, appendix B): attention's own products, each token against the whole context.
+    Under a causal mask half of that is enough, and less where packed documents are short: kernels that skip it do fewer
+    FLOPs than these. Left out: norms, GELU, softmax, the optimizer (below 1 %), and recomputing under checkpointing,
+    which model FLOPs never count.
     """
     return 6.0 * parameters + attention_flops(layers, width, context)
 
@@ -88,8 +91,8 @@ def attention_flops(layers: int, width: int, context: int) -> float:
 
 
 def hardware_flops(run: Run) -> float:
-    """FLOPs that the chip does for a token: with LoRA no weight gradients of frozen weights (4 N for 6 N; the adapters' own
-    are below 1 %), with checkpointing a second forward pass (a third more: Korthikanti et al. 2022)."""
+    """FLOPs that the chip does for a token: with LoRA no weight gradients of frozen weights (4 N for 6 N; the adapters'
+    own are below 1 %), with checkpointing a second forward pass (a third more: Korthikanti et al. 2022)."""
     model = run.model
     forward = 2.0 * model.parameters + attention_flops(model.layers, model.width, run.context) / 3
     frozen = 2.0 * model.parameters if run.lora_rank else 0.0
@@ -113,18 +116,23 @@ class Memory(NamedTuple):
 
 
 def memory(run: Run, gpu: bool = True) -> Memory:
-    """What the project's training takes, by part; without `gpu` less what CUDA itself takes.
+    """What the project's training takes, by part; without `gpu` as on a CPU, and without what the process takes anyway.
 
-    - weights: fp32, 4 bytes; under 16-bit autocast a 16-bit copy of each matrix while a micro-batch lasts, 2 bytes more.
-    - gradients: fp32, 4 bytes for each trained weight.
-    - optimizer: AdamW's two moments in fp32, 8 bytes; 8-bit AdamW (Dettmers et al. 2021) 2 bytes, and 8 for each 256 as scale.
-    - activations: what autograd keeps of a layer for a token: see `layer_bytes`. With checkpointing each layer's input
-      alone, and one layer's whole while it is recomputed (Chen et al. 2016).
-    - logits: for CHUNK tokens at once, in fp32 with their gradient; the head's gradient, complete before it is added.
-    - overhead: CUDA's context and cuBLAS's workspaces, 0.6 GB, and 4 % that the allocator cannot use.
-
-    Left out: other programs' share of the card (a desktop takes 0.3 to 1 GB), NCCL's buffers (some 0.2 GB with several
-    GPUs), torch.compile, which saves some activations.
+       - weights: fp32, 4 bytes; under 16-bit autocast a 16-bit copy of each matrix while a micro-batch lasts, 2 bytes
+         more.
+       - gradients: fp32, 4 bytes for each trained weight.
+       - optimizer: AdamW's two moments in fp32, 8 bytes; 8-bit AdamW (Dettmers et al. 2021) 2 bytes, and 8 for each
+         256 as scale.
+       - activations: what autograd keeps of a layer for a token, `layer_bytes`; with checkpointing each layer's input
+         alone, and one layer whole while it is recomputed (Chen et al. 2016). And what the backward pass works with,
+         32 w a token.
+       - logits: of the loss's chunk, 2,048 tokens on a GPU and 256 on a CPU, with softmax and gradient, 8 bytes each;
+         the head's gradient, complete before it is added to the rest; one copy of the head, turned (CPU) or as product
+         (GPU).
+       - overhead: CUDA's context and cuBLAS's workspaces, 0.6 GB, and 5 % that the allocator cannot use.
+    Left out: other programs' share of the card (a desktop takes 0.3 to 1 GB), NCCL's buffers (0.2 GB with several
+    GPUs), what torch.compile saves, and what glibc's malloc loses on a CPU (up to a third, if nothing tells it
+    otherwise).
     """
     model, rows = run.model, run.micro_batch * run.context
     head = model.vocabulary * model.width
@@ -137,23 +145,25 @@ def memory(run: Run, gpu: bool = True) -> Memory:
     whole = rows * (layer * model.layers + 4 * model.width)
     if run.checkpointing:
         whole = rows * (4 * model.width * (model.layers + 1) + layer)
-    working = rows * 4 * model.width * (4 if run.half else 8)
-    chunk = min(CHUNK, rows) * model.vocabulary * (12 if run.half else 8)
-    logits = chunk + (0 if run.lora_rank else 4.0 * head) + rows * 4 * model.width
+    working = rows * (16 if run.half else 32) * model.width
+    logits = 8.0 * min(2048 if gpu else 256, rows) * model.vocabulary + rows * 4 * model.width
+    logits += (0 if run.lora_rank else 4.0 * head) + (2.0 if run.half else 0.0 if gpu else 4.0) * head
     parts = Memory(weights, 4.0 * run.trained, optimizer, whole + working, logits, 0)
-    return parts._replace(overhead=0.6e9 + 0.04 * parts.total if gpu else 0)
+    return parts._replace(overhead=0.6e9 + 0.05 * parts.total if gpu else 0)
 
 
 def layer_bytes(run: Run) -> float:
-    """Bytes that autograd keeps of a layer for a token, counted with torch's saved-tensor hooks on GPT-2 of transformers 5.23.
-
-    Without dropout: in fp32 64 w (norm inputs and outputs 16, queries, keys and values 12, attention's output 4, GELU 32);
-    under autocast 36 w; and the mask of packed documents, T entries. Korthikanti et al. 2022 count 34 w and 5 a T at 16
-    bits; sdpa keeps no a x T scores.
+    """Bytes that autograd keeps of a layer for a token, counted with torch's saved-tensor hooks on GPT-2 of
+       transformers 5.23.
+    Without dropout: in fp32 112 w (norms 16, queries, keys and values 12, attention's output 4, GELU, spelled out in
+    eight operations, 80), under autocast 60 w; and the mask of packed documents, T entries. Dropout: a byte for each
+    of 2 w. Korthikanti et al. 2022 count 34 w and 5 a T at 16 bits, with a GELU in one piece and whole attention
+    scores.
     """
     size = 2 if run.half else 4
-    masks = 2 * 4 * run.model.width if run.dropout else 0
-    return (36 if run.half else 64) * run.model.width + size * run.context + masks
+    return (
+        (60 if run.half else 112) * run.model.width + size * run.context + (2 * run.model.width if run.dropout else 0)
+    )
 
 
 def optimal_tokens(parameters: float) -> float:
@@ -167,10 +177,9 @@ def optimal_tokens(parameters: float) -> float:
 
 def fitted_tokens(parameters: float) -> float:
     """Compute-optimal tokens by Chinchilla's parametric fit, L = E + A / N^a + B / D^b: where a A / N^a = b B / D^b.
-
-    Constants as corrected by Besiroglu et al. 2024 (482.01, 2085.43, 0.3478, 0.3658); Hoffmann's own (406.4, 410.7, 0.34, 0.28)
-    give 12 % more for GPT-2 small, and many times as much for large models. Fitted from 44M to 16B parameters, one epoch of
-    web text: fine-tuning and repeated data are not what it speaks of.
+    Constants as corrected by Besiroglu et al. 2024 (482.01, 2085.43, 0.3478, 0.3658); Hoffmann's own (406.4, 410.7,
+    0.34, 0.28) give 12 % more for GPT-2 small, and many times as much for large models. Fitted from 44M to 16B
+    parameters, one epoch of web text: fine-tuning and repeated data are not what it speaks of.
     """
     a, b, alpha, beta = 482.01, 2085.43, 0.3478, 0.3658
     return (beta * b * parameters**alpha / (alpha * a)) ** (1 / beta)
@@ -188,8 +197,8 @@ def natural_precision(gpu: Optional[Gpu]) -> str:
 
 def seconds(run: Run, tokens: float, gpu: Gpu, mfu: float = MFU) -> float:
     """Time for the tokens at a share of the dense peak, on all the run's GPUs.
-
-    Left out: evaluation, checkpoints, tokenizing, and what several GPUs lose in summing gradients (5 to 20 % over PCIe).
+    Left out: evaluation, checkpoints, tokenizing, and what several GPUs lose in summing gradients (5 to 20 % over
+    PCIe).
     """
     return hardware_flops(run) * tokens / (peak(gpu, run.precision) * mfu * run.gpus)
 
@@ -200,11 +209,10 @@ def checkpoint_bytes(run: Run) -> float:
 
 
 def largest_micro_batch(run: Run, room: float) -> int:
-    """Rows at once that fit into so many bytes: the whole step's, or it halved until it fits; 0 if not even one does."""
-    rows = max(1, -(-run.batch // run.gpus))
-    while rows and memory(replace(run, micro_batch=rows)).total > room:
-        rows //= 2
-    return rows
+    """Rows at once that fit into so many bytes: of the sizes that split a step evenly; 0 if not even one does."""
+    share = max(1, -(-run.batch // run.gpus))
+    sizes = sorted({-(-share // parts) for parts in range(1, share + 1)}, reverse=True)
+    return next((rows for rows in sizes if memory(replace(run, micro_batch=rows)).total <= room), 0)
 
 
 def ways_to_fit(run: Run, room: float) -> List[Tuple[Run, str]]:
@@ -234,4 +242,6 @@ def ways_to_fit(run: Run, room: float) -> List[Tuple[Run, str]]:
 def cards_that_fit(run: Run) -> List[Gpu]:
     """GPUs of the table that hold the run as it is, those with the least memory first."""
     wanted = memory(run).total
-    return sorted((gpu for gpu in GPUS if gpu.memory >= wanted and peak(gpu, run.precision)), key=lambda gpu: gpu.memory)
+    return sorted(
+        (gpu for gpu in GPUS if gpu.memory >= wanted and peak(gpu, run.precision)), key=lambda gpu: gpu.memory
+    )
