@@ -93,17 +93,13 @@ RTX 5080                | 16   | 960  | 112.6 | 112.6 | 56.3  | 12.0 | 360  | bl
 RTX 5090                | 32   | 1792 | 209.5 | 209.5 | 104.8 | 12.0 | 575  | blackwell
 B200                    | 179  | 7700 | 2250  | 2250  | 75    | 10.0 | 1000 | blackwell
 """
-ALIASES = {"h10080gbhbm3": "h100sxm580gb", "h100sxm": "h100sxm580gb", "h100sxm5": "h100sxm580gb", "h200sxm": "h200"}
-ALIASES.update(
-    {"h100pcie80gb": "h100pcie", "h100nvl94gb": "h100nvl", "gtx1060": "gtx10606gb", "rtx306012gb": "rtx3060"}
-)
-ALIASES.update({"a10080gbpcie": "a100pcie80gb", "a100pcie40gb": "a100pcie40gb", "a100sxm440gb": "a100sxm440gb"})
+ALIASES = {"h10080gbhbm3": "h100sxm580gb", "h100sxm": "h100sxm580gb", "a10080gbpcie": "a100pcie80gb"}
+"""Other ways of writing, as `key` leaves them."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU model. Memory in bytes, bandwidth in bytes a second, rates in FLOP/s (0 where it has none), power in
-    watts."""
+    """A GPU: memory in bytes, bandwidth in bytes/s, rates in FLOP/s (0 where it has none), board power in watts."""
 
     name: str
     memory: float

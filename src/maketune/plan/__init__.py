@@ -1,5 +1,6 @@
 """The arithmetic of a run before it runs: parameters, FLOPs, memory, time, compute-optimal tokens.
- Standard library alone and Python 3.8: `make plan` runs it on the bare host. Every formula has its source and what it
+
+Standard library alone and Python 3.8: `make plan` runs it on the bare host. Every formula has its source and what it
 leaves out.
 """
 
@@ -10,11 +11,10 @@ from maketune.gpus import GPUS, Gpu
 
 MODELS = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20), "gpt2-xl": (48, 1600, 25)}
 MODELS.update({"distilgpt2": (6, 768, 12), "gpt2-small": MODELS["gpt2"]})
-"""Layers, width, heads; each with 50,257 tokens and 1,024 positions (Radford et al. 2019, table 2; the Hub's
-config.json)."""
+"""Layers, width, heads; 50,257 tokens and 1,024 positions each (Radford et al. 2019, table 2; their config.json)."""
 MFU = 0.35
-"""Share of the dense peak that training reaches, unless told: 29 % an early nanoGPT on its GPU (nanoGPT#182), up to 57
-% a compiled GPT-2 124M on an RTX 4090. No card sustains 90 %."""
+"""Share of the dense peak that training reaches, unless told: 29 % an early nanoGPT (nanoGPT#182), 57 % a compiled
+GPT-2 124M at 110,000 tokens a second on an RTX 4090 (tylerromero.com, speedrun worklog). None sustains 90 %."""
 CPU_TOKENS = 1024
 """In memory at once on a CPU, unless told."""
 SCRATCH = {"vocab_size": 8192, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.1}
@@ -42,8 +42,7 @@ class Model:
         return (self.vocabulary + self.positions + 13 * self.layers + 2) * self.width + self.matrices
 
     def adapters(self, rank: int) -> int:
-        """Weights of LoRA adapters on every product of the layers: r (in + out) each (Hu et al. 2021): 16 r w a
-        layer."""
+        """Weights of LoRA adapters on all four products of each layer, r (in + out) each (Hu et al. 2021)."""
         return 16 * rank * self.width * self.layers
 
 
