@@ -115,18 +115,18 @@ class Memory(NamedTuple):
 
 
 def memory(run: Run, gpu: bool = True) -> Memory:
-    """What the project's training takes, by part; without `gpu` as on a CPU, and without what the process takes anyway.
+    """What the project's training takes, by part; without `gpu` as on a CPU, without what the process takes anyway.
 
     - weights: fp32, 4 bytes; under 16-bit autocast a 16-bit copy of each matrix while a micro-batch lasts, 2 bytes.
     - gradients: fp32, 4 bytes for each trained weight. With one micro-batch a step they come as activations go.
     - optimizer: AdamW's two moments in fp32, 8 bytes; 8-bit AdamW (Dettmers et al. 2021) 2 bytes, and 8 a block of 256.
-    - activations: what autograd keeps of a layer for a token, `layer_bytes`; with checkpointing each layer's input alone,
-      and one layer whole while it is recomputed (Chen et al. 2016). And what the backward pass works with, 32 w a token.
+    - activations: what autograd keeps of a layer for a token: `layer_bytes`; with checkpointing each layer's input,
+      and one layer whole while it is recomputed (Chen et al. 2016). And the backward pass's own, 32 w a token.
     - logits: of the loss's chunk, 2,048 tokens on a GPU and 256 on a CPU, with softmax and gradient; the head's
       gradient, complete before it is added to the rest; one copy of the head, turned (CPU) or as product (GPU).
     - overhead: CUDA's context and cuBLAS's workspaces, 0.6 GB, and 5 % that the allocator cannot use.
 
-    Left out: other programs' share of the card (a desktop takes 0.3 to 1 GB), NCCL's buffers (0.2 GB with several GPUs),
+    Left out: other programs' share of the card (a desktop: 0.3 to 1 GB), NCCL's buffers (0.2 GB with several GPUs),
     what torch.compile saves, and what glibc's malloc loses on a CPU (up to a third, if nothing tells it otherwise).
     Checked on the CPU, fp32, within 15 % (test_plan_memory.py); not yet on a GPU.
     """

@@ -138,7 +138,9 @@ def make(options: argparse.Namespace) -> Plan:
         tokens, tokens_from, speed, speed_from, checkpoints=int(train.get("save_total_limit") or 1) + 1,
     )  # fmt: skip
     if not made.fits:
-        made.ways, made.cards = plan.ways_to_fit(run, room), [card.name for card in plan.cards_that_fit(run)]
+        scratch = tree["model"].get("init") == "scratch" and not options.model  # config.py refuses an adapter there
+        made.ways = [way for way in plan.ways_to_fit(run, room) if not (scratch and way[0].lora_rank)]
+        made.cards = [card.name for card in plan.cards_that_fit(run)]
     return made
 
 
