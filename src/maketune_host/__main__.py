@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from maketune_host import doctor, housekeeping, inputs, install, process, workflow
+from maketune_host import doctor, housekeeping, inputs, install, plan, process, workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> int:
     """Do a target and return its exit code: 0, 2 input, 3 environment, 4 memory, 130 or 143 stopped."""
     parser = argparse.ArgumentParser(prog="maketune_host", description="Run a target of the Makefile.")
-    single = {"host-setup": install, "doctor": doctor}
+    single = {"host-setup": install, "doctor": doctor, "plan": plan}
     targets = [*single, *workflow.STEPS, "image", "test", "lint", "lock", "clean"]
     parser.add_argument("target", choices=targets)
     parser.add_argument("--dry-run", action="store_true", help="print the commands; change nothing, ask no registry")
