@@ -188,6 +188,11 @@ def load(folder: Path) -> "PreTrainedModel":
     return model
 
 
+def checkpoint_activations(network: "PreTrainedModel") -> None:
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+
+
 def quieten() -> None:
     """Keep transformers' own bars and notices out of the output."""
     from transformers.utils import logging

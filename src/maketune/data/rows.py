@@ -12,8 +12,8 @@ IGNORED = -100
 class Rows(Dataset):
     """Rows of `context_length` tokens over a split.
 
-    An item is input_ids, position_ids, labels, each (context_length,) int64. Positions restart at each document, which
-    keeps the documents of a row apart: without an attention mask and with the cache off, transformers builds a mask a
+    An item is row_id, () int64, and input_ids, position_ids, labels, each (context_length,) int64. Positions restart
+    at each document, which keeps the documents of a row apart: without an attention mask and with the cache off, transformers builds a mask a
     document from them (tests/test_packing.py stands guard). The first token of a document or row has nothing to be
     predicted from, so its label is -100; so are those of the padding that fills up the last row.
     """
@@ -40,6 +40,7 @@ class Rows(Dataset):
         labels = np.where(positions == 0, IGNORED, ids)
         labels[self.length - missing :] = IGNORED
         return {
+            "row_id": torch.tensor(index),
             "input_ids": torch.from_numpy(ids),
             "position_ids": torch.from_numpy(positions),
             "labels": torch.from_numpy(labels),
@@ -47,5 +48,9 @@ class Rows(Dataset):
 
 
 def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stack rows to (rows, context_length). No attention mask: any 2-D one lets packed documents see each other."""
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    """Stack rows to (rows, context_length), and row_ids (rows,).
+
+    No attention mask: any 2-D one lets packed documents see each other.
+    """
+    names = {"row_id": "row_ids"}
+    return {names.get(key, key): torch.stack([row[key] for row in rows]) for key in rows[0]}
