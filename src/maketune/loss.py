@@ -59,10 +59,13 @@ def _parts(model: nn.Module) -> Parts | None:
         return None
     ids = torch.arange(4, device=head.weight.device)[None]
     training = model.training
-    model.eval()
-    whole = model(input_ids=ids, use_cache=False).logits.float()
-    apart = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
-    model.train(training)
+    try:
+        model.eval()
+        whole = model(input_ids=ids, use_cache=False).logits.float()
+        apart = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+    finally:
+        model.train(training)
+    torch.clear_autocast_cache()  # or the next pass under autocast would take the weights cast here, without gradients
     return Parts(body, head) if torch.allclose(whole, apart, rtol=1e-3, atol=1e-5) else None
 
 

@@ -13,7 +13,7 @@ from maketune import compiled
 from maketune.data.rows import IGNORED
 from maketune.dropout import by_rows, seed_rows
 from maketune.errors import OUT_OF_MEMORY, UserError, out_of_memory
-from maketune.loss import token_loss
+from maketune.loss import split_head, token_loss
 from maketune.model import checkpoint_activations
 from maketune.progress import say
 from maketune.runs import Run
@@ -53,6 +53,7 @@ class MicroBatches:
         self.network, self.size, self.seed = network, size, seed
         self.backward, self.autocast, self.note = backward, autocast, note
         self.sites = by_rows(network)
+        split_head(network)  # tried now, before the blocks are compiled
 
     def prepare(self, run: Run, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Settle the size, where it is not given or known from a checkpoint, and whether to compile; say both."""
@@ -125,7 +126,7 @@ class MicroBatches:
             self.size = size // 2
             say(f"out of memory: {self.size} rows at once from here on, not {size}; the same batch again")
             self.note(event="out_of_memory", micro_batch_size=self.size)
-        elif not self.network.is_gradient_checkpointing:
+        elif not any(block.gradient_checkpointing for block in compiled.blocks(self.network)):
             checkpoint_activations(self.network)
             say("out of memory at one row: activations are recomputed from here on; the same batch again")
             self.note(event="out_of_memory", micro_batch_size=1, gradient_checkpointing=True)

@@ -189,8 +189,8 @@ def load(folder: Path) -> "PreTrainedModel":
 
 
 def checkpoint_activations(network: "PreTrainedModel") -> None:
-    """Compute each block's activations again in the backward pass instead of keeping them."""
-    network.gradient_checkpointing_enable({"use_reentrant": False})
+    """Keep each block's input alone for the backward pass, which computes the rest again, with the same dropout."""
+    network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def quieten() -> None:

@@ -56,7 +56,7 @@ class Metrics(TrainerCallback):
 
     def note(self, **values: Any) -> None:
         """Add a line about an event in the step under way."""
-        self.file.write(json.dumps({"step": self.step, **values, "time": round(time.time(), 2)}) + "\n")
+        self.file.write(json.dumps({"step": self.step + 1, **values, "time": round(time.time(), 2)}) + "\n")
         self.file.flush()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -12,10 +12,11 @@ IGNORED = -100
 class Rows(Dataset):
     """Rows of `context_length` tokens over a split.
 
-    An item is row_id, () int64, and input_ids, position_ids, labels, each (context_length,) int64. Positions restart
-    at each document, which keeps the documents of a row apart: without an attention mask and with the cache off, transformers builds a mask a
-    document from them (tests/test_packing.py stands guard). The first token of a document or row has nothing to be
-    predicted from, so its label is -100; so are those of the padding that fills up the last row.
+    An item is row_id, () int64, and input_ids, position_ids, labels, each (context_length,) int64. Positions
+    restart at each document, which keeps the documents of a row apart: without an attention mask and with the cache
+    off, transformers builds a mask a document from them (tests/test_packing.py stands guard). The first token of a
+    document or row has nothing to be predicted from, so its label is -100; so are those of the padding that fills up
+    the last row.
     """
 
     def __init__(self, split: Split, context_length: int) -> None:
