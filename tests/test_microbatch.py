@@ -183,8 +183,9 @@ def test_compilation_that_fails_is_given_up_and_the_step_done_as_it_is(capsys):
     torch._dynamo.reset()
     plain, model, notes = gpt2(), gpt2(), []
     wanted = parts(plain, 8).run(batch(), 0)
+    work = parts(model, 8, notes)
     compiled.compile_blocks(model, backend=fails)
-    found = parts(model, 8, notes).run(batch(), 0)
+    found = work.run(batch(), 0)
     assert found.loss == wanted.loss
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     assert notes[0]["event"] == "compile_failed"
@@ -198,8 +199,8 @@ def test_one_compilation_serves_all_blocks_and_the_numbers_stay():
     counter = CompileCounterWithBackend("aot_eager")
     plain, model = gpt2(), gpt2()
     wanted = parts(plain, 8).run(batch(), 0)
-    compiled.compile_blocks(model, backend=counter)
     work = parts(model, 8)
+    compiled.compile_blocks(model, backend=counter)
     assert work.run(batch(), 0).loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
     model.zero_grad()
     first = counter.frame_count
