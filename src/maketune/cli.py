@@ -103,7 +103,7 @@ def unexpected(error: Exception) -> None:
     text = f"{type(error).__name__}: {error}"
     if "os error 28" in text or "No space left" in text:
         stop(text, os_hint(OSError(errno.ENOSPC, "")), errors.UNFIT)
-    if any(sign in text for sign in ("OutOfMemory", "out of memory", "not enough memory", "MemoryError")):
+    if errors.out_of_memory(error):
         hint = "less at once: train.micro_batch_size, eval.batch_size or data.context_length; or a smaller model"
         stop(text.splitlines()[0], hint, errors.OUT_OF_MEMORY)
     place = f"runs/{os.environ.get('MAKETUNE_RUN', '')}/traceback.txt"

@@ -4,7 +4,7 @@ import difflib
 import re
 import string
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -128,8 +128,9 @@ class TrainConfig(Section):
     """Optimizer steps; -1: as many as `num_train_epochs` make."""
     batch_size: int = Field(16, ge=1, le=2**20)
     """Sequences an optimizer step; nothing changes it behind your back."""
-    micro_batch_size: int = Field(4, ge=1)
-    """Sequences at once in memory; alters memory and speed, and the result by rounding alone."""
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Sequences at once in memory; alters memory and speed, and the result by rounding alone. auto: as many as fit the
+    GPU, tried before the first step; on a CPU about 1,024 tokens, which is as fast as any."""
     warmup_steps: float = Field(0, ge=0)
     """Steps; below 1, the share of all steps."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
@@ -137,6 +138,10 @@ class TrainConfig(Section):
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 from compute capability 8.0, fp16 below, fp32 on the CPU."""
+    torch_compile: Literal["auto"] | bool = "auto"
+    """Compile the model's blocks. auto: on a GPU, in a run long enough to win the time back."""
+    deterministic: bool = False
+    """The same bits from the same run on a GPU, for some of its speed; on a CPU that is so anyway."""
     save_steps: int = Field(500, ge=1)
     """Steps between checkpoints; each epoch's end saves one too."""
     save_total_limit: int = Field(2, ge=1)

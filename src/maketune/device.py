@@ -32,6 +32,13 @@ def choose_device() -> Choice:
     )
 
 
+def make_deterministic() -> None:
+    """Let every kernel add in a fixed order, or fail. Before CUDA starts: cuBLAS reads its setting then."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def choose_precision(wanted: str, device: str) -> Choice:
     """bf16, fp16 or fp32 for `train.precision` on the device. Raises Unfit for what it cannot do."""
     if device == "cpu":
@@ -42,6 +49,9 @@ def choose_precision(wanted: str, device: str) -> Choice:
     modern = capability >= (8, 0)
     if wanted == "bf16" and not modern:
         raise Unfit(f"bf16 needs compute capability 8.0, this GPU has {capability}", "train.precision=fp16")
+    if wanted == "fp32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        return Choice("fp32", "asked for; TF32 off, so products are exact to 24 bits")
     if wanted != "auto":
         return Choice(wanted, "asked for")
     return Choice("bf16" if modern else "fp16", f"compute capability {capability[0]}.{capability[1]}")

@@ -20,6 +20,23 @@ class Unfit(UserError):
         super().__init__(message, hint, UNFIT)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says, in any of the libraries' ways, that memory ran out. On a CPU it is a RuntimeError."""
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, (MemoryError, RuntimeError)) and any(sign in text for sign in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = (
+    "OutOfMemory",
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "MemoryError",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
 class Stopped(BaseException):
     """A signal asked the program to end, and what was worth saving is saved. No `except Exception` holds it up."""
 

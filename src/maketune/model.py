@@ -188,6 +188,11 @@ def load(folder: Path) -> "PreTrainedModel":
     return model
 
 
+def checkpoint_activations(network: "PreTrainedModel") -> None:
+    """Keep each block's input alone for the backward pass, which computes the rest again, with the same dropout."""
+    network.activation_checkpointing_enable({"use_reentrant": False})
+
+
 def quieten() -> None:
     """Keep transformers' own bars and notices out of the output."""
     from transformers.utils import logging

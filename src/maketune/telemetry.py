@@ -54,6 +54,15 @@ class Metrics(TrainerCallback):
         self.bar.__exit__(None, None, None)
         self.file.close()
 
+    def note(self, **values: Any) -> None:
+        """Add a line about an event in the step under way."""
+        self.file.write(json.dumps({"step": self.step + 1, **values, "time": round(time.time(), 2)}) + "\n")
+        self.file.flush()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Know the steps done."""
+        self.step = state.global_step
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """One JSON object a line: a training step's figures, or an evaluation's."""
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}

@@ -14,11 +14,11 @@ from maketune import data, environment, evaluate, generate, model
 from maketune.checkpoints import check_disk, make_readable, newest, settle
 from maketune.config import TrainConfig
 from maketune.data import pack
-from maketune.data.rows import IGNORED, Rows, collate
+from maketune.data.rows import Rows, collate
 from maketune.data.store import Split
-from maketune.device import Choice, choose_device, choose_precision
+from maketune.device import Choice, choose_device, choose_precision, make_deterministic
 from maketune.errors import Stopped, UserError
-from maketune.loss import token_loss
+from maketune.microbatch import MicroBatches
 from maketune.progress import say, say_once
 from maketune.runs import Run, alone, open_run
 from maketune.stopping import StopWhenAsked, stop_signals
@@ -50,6 +50,8 @@ def _train(run: Run, asked: list[int]) -> None:
     folder = data.CACHE / prepared.get("cache_key", "")
     if not prepared or not folder.exists():
         raise UserError(f"{run.path}: no data yet", f"make data RUN={run.name}")
+    if run.config.train.deterministic:
+        make_deterministic()
     device = choose_device()
     precision = choose_precision(run.config.train.precision, device.value)
     say_once(f"device: {device.value} ({device.reason})")
@@ -130,6 +132,22 @@ class MicroBatchTrainer(Trainer):
         super().__init__(
             **kwargs, eval_dataset=kwargs["train_dataset"]
         )  # evaluate() below reads the test split by itself
+        self.parts = MicroBatches(
+            self.model,
+            seed=self.args.seed,
+            backward=self.accelerator.backward,
+            autocast=self.accelerator.autocast,
+            note=metrics.note,
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows at once in memory; 0 until the first step has found out."""
+        return self.parts.size
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, size: int) -> None:
+        self.parts.size = size
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
@@ -137,22 +155,29 @@ class MicroBatchTrainer(Trainer):
         """Forward and backward over a step's batch, (batch_size, context_length) each, in parts; return its loss."""
         model.train()
         inputs = self._prepare_inputs(inputs)
-        targets = (inputs["labels"] != IGNORED).sum()
-        total = torch.zeros((), device=self.args.device)
-        size = self.run.config.train.micro_batch_size
-        for start in range(0, len(inputs["labels"]), size):
-            part = {key: value[start : start + size] for key, value in inputs.items()}
-            with self.compute_loss_context_manager():
-                loss = token_loss(model, part) / targets.clamp(min=1)  # a row of one token predicts none
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        if not torch.isfinite(total):
-            raise UserError(
-                f"the loss became {total.item()} at step {self.state.global_step + 1}",
-                "the last checkpoint is whole; lower train.learning_rate, or set train.precision=fp32",
-            )
-        self.metrics.step_tokens = int(targets)
-        return total
+        if not self.parts.ready:
+            self.parts.prepare(self.run, self.optimizer, self.state.max_steps)
+        done = self.parts.run(inputs, self.state.global_step)
+        self.row_ids = inputs["row_ids"]
+        self._check_finite("loss", done.loss)
+        self.metrics.step_tokens = int(done.tokens)
+        return done.loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """The norm of the gradients before they are clipped; no step is made with one that is not a number."""
+        norm = super()._clip_grad_norm(model)
+        if self.accelerator.scaler is None:  # under fp16 the scaler leaves such steps out
+            self._check_finite("gradient", norm)
+        return norm
+
+    def _check_finite(self, name: str, value: torch.Tensor) -> None:
+        if torch.isfinite(value):
+            return
+        rows = ", ".join(map(str, self.row_ids.tolist()))
+        raise UserError(
+            f"the {name} became {value.item()} at step {self.state.global_step + 1}, rows {rows} of the training split",
+            "the weights of the last checkpoint are good; lower train.learning_rate, or set train.precision=fp32",
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The token-weighted loss on the test split. Draws nothing: training is the same with it and without."""
