@@ -124,11 +124,11 @@ def make_readable(folder: Path) -> None:
         path.chmod(0o666 & ~umask)
 
 
-def check_run_fits(run: Path, each: int, count: int, model: int) -> None:
+def check_run_fits(checkpoints: Path, each: int, count: int, model: int) -> None:
     """Raise Unfit if `count` checkpoints of `each` bytes, one more while it is written, and the model will not fit."""
-    there = sum(path.stat().st_size for path in run.glob("checkpoints/step-*/*"))
+    there = sum(path.stat().st_size for path in checkpoints.glob("step-*/*"))
     check_room(
-        run,
+        checkpoints,
         each * (count + 1) + model - there,
         f"the run's {count + 1} checkpoints and its model",
         'free some (make clean), or keep fewer: ARGS="train.save_total_limit=1"',

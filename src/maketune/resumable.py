@@ -109,7 +109,7 @@ class ResumableTrainer(Trainer):
         staging = checkpoints / ".staging"
         hint = f"free some space, then make train RUN={self.run.name} goes on from the last whole checkpoint"
         shutil.rmtree(staging, ignore_errors=True)
-        check_room(self.run.path, self._bytes(), "the weights and moments to save", hint)
+        check_room(checkpoints, self._bytes(), "the weights and moments to save", hint)
         self.notes.finished |= step >= self.state.max_steps
         self.notes.micro_batch_size, self.notes.threads = self.micro_batch_size, torch.get_num_threads()
         self._staging = staging

@@ -56,6 +56,7 @@ def _train(run: Run) -> None:
     say_once(f"device: {device.value} ({device.reason})")
     say(f"precision: {precision.value} ({precision.reason})")
     checkpoints = run.path / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
     checkpoint = newest(checkpoints)
     restore_threads(notes_of(checkpoint).threads or run.read("manifest.json").get("threads"))
     tokenizer = model.cached_tokenizer(folder / "tokenizer")
@@ -65,7 +66,7 @@ def _train(run: Run) -> None:
     trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     shutil.rmtree(checkpoints / ".staging", ignore_errors=True)
     weights, moments = 4 * parameters, 8 * trained  # in fp32; Adam has two moments
-    check_run_fits(run.path, weights + moments, run.config.train.save_total_limit + 1, weights)  # 1: the best
+    check_run_fits(checkpoints, weights + moments, run.config.train.save_total_limit + 1, weights)  # 1: the best
     rows = Rows(Split(folder, "train"), run.config.data.context_length)
     seeds = {"data": run.config.data.seed, "train": run.config.train.seed}
     run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=torch.get_num_threads())
