@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -90,7 +91,7 @@ class Life:
     def wait(self, condition) -> None:
         """Until the condition holds or the process has ended."""
         while not condition() and self.process.exitcode is None:
-            pass
+            time.sleep(0.001)
 
     def wait_for_steps(self, number: int) -> None:
         self.wait(lambda: self.count() >= self.begun + number)
@@ -159,6 +160,7 @@ def test_a_signal_before_the_first_step_ends_at_once(folder, trained):
     process = workspace.fork(folder, "early", "train", *SETTINGS)
     while "device:" not in said(folder, "early"):
         assert process.exitcode is None
+        time.sleep(0.001)
     os.kill(process.pid, signal.SIGTERM)
     process.join()
     assert process.exitcode == 143
@@ -194,6 +196,25 @@ def test_a_signal_in_an_evaluation_cuts_it_short_and_it_is_made_up_for(folder, t
     assert lines(run) == lines(trained)
 
 
+def draw_in_evaluations() -> None:
+    from maketune import evaluate
+
+    score = evaluate.score
+
+    def drawing(*arguments):
+        torch.rand(3), random.random(), np.random.rand(3)
+        return score(*arguments)
+
+    evaluate.score = drawing
+
+
+def test_an_evaluation_that_draws_random_numbers_changes_no_training(folder, trained):
+    prepare(folder, "drawing", *SETTINGS)
+    assert Life(folder, "drawing", *SETTINGS, before=draw_in_evaluations).end() == 0, said(folder, "drawing")
+    assert lines(folder / "runs/drawing") == lines(trained)
+    assert same(folder / "runs/drawing", trained)
+
+
 def save_for_ever() -> None:
     from maketune import resumable
 
@@ -203,7 +224,7 @@ def save_for_ever() -> None:
 def test_a_second_interrupt_ends_at_once(folder):
     prepare(folder, "twice", *SETTINGS)
     life = Life(folder, "twice", *SETTINGS, before=save_for_ever)
-    life.wait_for_a_write(8)
+    life.wait_for_a_write(7)
     os.kill(life.process.pid, signal.SIGINT)
     life.wait(lambda: "once more stops at once" in said(folder, "twice"))
     assert life.end(signal.SIGINT) == 130
@@ -299,40 +320,36 @@ def fill_the_disk(free: int) -> None:
     resumable.settle = settled
 
 
-def on_a_small_disk(folder: Path, trained: Path, name: str, free: int, message: str) -> None:
-    """The test below, in a mount namespace where a file system of 4 MB holds the run's checkpoints."""
-    run = folder / "runs" / name
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", run / "checkpoints"], check=True)
-    life = Life(folder, name, *SETTINGS, before=functools.partial(fill_the_disk, free))
-    assert life.end() == 3, said(folder, name)
-    assert message in said(folder, name)
-    assert "hint: free some space" in said(folder, name)
-    assert checkpoints.step_of(checkpoints.newest(run / "checkpoints")) == 3
-    assert not (run / "checkpoints/.staging").exists()
-    (run / "checkpoints/filler").unlink()
-    assert same(end(folder, name, *SETTINGS), trained)
-    subprocess.run(["mount", "-o", "remount,size=200k", run / "checkpoints"], check=True)
-    shutil.rmtree(run / "model")
-    end(folder, name, *SETTINGS, code=3)
-    assert "GB free, and the run's 4 checkpoints" in said(folder, name)
+def on_a_small_disk(folder: Path, trained: Path) -> None:
+    """The test below, in a mount namespace where file systems of 4 MB hold the runs' checkpoints."""
+    messages = {"full": (50_000, "the weights and moments to save need"), "filling": (130_000, "could not be saved: ")}
+    for name, (free, message) in messages.items():
+        place = folder / "runs" / name / "checkpoints"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], check=True)
+        (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free - 300_000))
+        end(folder, name, *SETTINGS, code=3)
+        assert "GB free, and the run's 4 checkpoints and its model need" in said(folder, name)
+        (place / "filler").unlink()
+        life = Life(folder, name, *SETTINGS, before=functools.partial(fill_the_disk, free))
+        assert life.end() == 3, said(folder, name)
+        assert message in said(folder, name)
+        assert "hint: free some space" in said(folder, name)
+        assert checkpoints.step_of(checkpoints.newest(place)) == 3
+        assert not (place / ".staging").exists()
+        (place / "filler").unlink()
+        assert same(end(folder, name, *SETTINGS), trained)
 
 
-@pytest.mark.parametrize(
-    ("name", "free", "message"),
-    [("full", 50_000, "the weights and moments to save need"), ("filling", 130_000, "could not be saved: ")],
-)
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(folder, trained, name, free, message):
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(folder, trained):
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount in a user namespace")
-    prepare(folder, name, *SETTINGS)
-    (folder / "runs" / name / "checkpoints").mkdir()
-    program = (
-        "import pathlib, sys, test_survival; folder, trained, name, free, message = sys.argv[1:];"
-        "test_survival.on_a_small_disk(pathlib.Path(folder), pathlib.Path(trained), name, int(free), message)"
-    )
+    for name in ("full", "filling"):
+        prepare(folder, name, *SETTINGS)
+        (folder / "runs" / name / "checkpoints").mkdir()
+    program = "import pathlib, sys, test_survival; test_survival.on_a_small_disk(*map(pathlib.Path, sys.argv[1:]))"
     done = subprocess.run(
-        [*alone, sys.executable, "-c", program, folder, trained, name, str(free), message],
+        [*alone, sys.executable, "-c", program, folder, trained],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -354,7 +371,8 @@ def test_training_ends_when_patience_does_and_is_not_taken_up_again(folder):
 
 
 def test_the_best_model_is_taken_where_that_is_asked_for(folder):
-    settings = (*SETTINGS, "train.load_best_model_at_end=true", "train.learning_rate=0.3", "train.save_total_limit=1")
+    settings = (*SETTINGS, "train.load_best_model_at_end=true", "train.save_total_limit=1")
+    settings += ("train.learning_rate=1", "train.warmup_steps=69")  # it rises until the model is ruined
     run = end(folder, "best", *settings)
     losses = {line["step"]: line["eval_loss"] for line in lines(run) if "eval_loss" in line}
     best = min(losses, key=losses.get)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from maketune.errors import Unfit, UserError
 from maketune.progress import say
@@ -122,6 +123,11 @@ def make_readable(folder: Path) -> None:
     os.umask(umask := os.umask(0o077))
     for path in folder.iterdir():
         path.chmod(0o666 & ~umask)
+
+
+def saved_weights(network: Any) -> list[Any]:
+    """The parameters that a checkpoint of the model holds: all of them; of an adapter's model the adapter's."""
+    return [weight for weight in network.parameters() if weight.requires_grad or not hasattr(network, "peft_config")]
 
 
 def check_run_fits(checkpoints: Path, each: int, count: int, model: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainerState
 
 from maketune import evaluate
-from maketune.checkpoints import check_room, damage, notes_of, path_of, settle, write_failed
+from maketune.checkpoints import check_room, damage, notes_of, path_of, saved_weights, settle, write_failed
 from maketune.errors import Stopped, Unfit, UserError
 from maketune.progress import say
 from maketune.runs import Run
@@ -136,7 +136,7 @@ class ResumableTrainer(Trainer):
         moments = [
             value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
         ]
-        return sum(each.nbytes for each in [*self.model.parameters(), *moments])
+        return sum(each.nbytes for each in [*saved_weights(self.model), *moments])
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)

@@ -44,11 +44,11 @@ def stop_signals(asked: list[int]) -> Iterator[None]:
 
     def note(number: int, frame: FrameType | None) -> None:
         code = SIGINT if number == signal.SIGINT else SIGTERM
+        again, show_cursor = code in asked, b"\x1b[?25h" if console.is_terminal else b""
         with contextlib.suppress(OSError):
-            if code in asked:
-                os.write(2, b"\x1b[?25h" if console.is_terminal else b"")  # the bar has hidden the cursor
-                os._exit(code)
-            os.write(2, b"\nstopping after this step; once more stops at once\n")
+            os.write(2, show_cursor if again else b"\nstopping after this step; once more stops at once\n")
+        if again:
+            os._exit(code)
         asked.append(code)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -10,7 +10,7 @@ import transformers
 from transformers import TrainingArguments
 
 from maketune import data, environment, evaluate, generate, model
-from maketune.checkpoints import check_run_fits, make_readable, newest, notes_of
+from maketune.checkpoints import check_run_fits, make_readable, newest, notes_of, saved_weights
 from maketune.config import TrainConfig
 from maketune.data.rows import IGNORED, Rows, collate
 from maketune.data.store import Split
@@ -63,10 +63,9 @@ def _train(run: Run) -> None:
     network = model.initial(run, prepared["model"], tokenizer)
     network.config.use_cache = False
     parameters = sum(weight.numel() for weight in network.parameters())
-    trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     shutil.rmtree(checkpoints / ".staging", ignore_errors=True)
-    weights, moments = 4 * parameters, 8 * trained  # in fp32; Adam has two moments
-    check_run_fits(checkpoints, weights + moments, run.config.train.save_total_limit + 1, weights)  # 1: the best
+    saved = 12 * sum(weight.numel() for weight in saved_weights(network))  # in fp32, with Adam's two moments
+    check_run_fits(checkpoints, saved, run.config.train.save_total_limit + 1, 4 * parameters)  # 1: the best
     rows = Rows(Split(folder, "train"), run.config.data.context_length)
     seeds = {"data": run.config.data.seed, "train": run.config.train.seed}
     run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=torch.get_num_threads())
