@@ -26,13 +26,18 @@ class ResumableTrainer(Trainer):
     `asked` holds the exit codes of the signals that came: it stops in good order as soon as there is one.
     """
 
+    micro_batch_size: int
+    """Sequences at once in memory; the checkpoint's in a run that goes on."""
     _staging: Path | None = None
 
     def __init__(self, run: Run, metrics: Metrics, checkpoint: Path | None, asked: list[int], **kwargs: Any) -> None:
         self.run, self.metrics, self.checkpoint, self.asked = run, metrics, checkpoint, asked
         self.notes = notes_of(checkpoint)
-        self.micro_batch_size = self.notes.micro_batch_size or run.config.train.micro_batch_size
         super().__init__(**kwargs)
+        if self.notes.gradient_checkpointing:
+            from maketune.model import checkpoint_activations
+
+            checkpoint_activations(self.model)
 
     def learn(self) -> None:
         """Train from the checkpoint, or from the start, to the end; the model then has the weights that the run is for.
@@ -112,6 +117,7 @@ class ResumableTrainer(Trainer):
         check_room(checkpoints, self._bytes(), "the weights and moments to save", hint)
         self.notes.finished |= step >= self.state.max_steps
         self.notes.micro_batch_size, self.notes.threads = self.micro_batch_size, torch.get_num_threads()
+        self.notes.gradient_checkpointing = any(getattr(each, "gradient_checkpointing", 0) for each in model.modules())
         self._staging = staging
         try:
             self.metrics.sync()

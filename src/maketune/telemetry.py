@@ -109,6 +109,10 @@ class Metrics(TrainerCallback):
             return
         self._write(line)
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep a save's time out of the next step's speed."""
+        self.clock = time.monotonic()
+
     def _show(self, state: Any, line: dict[str, Any], seconds: float) -> None:
         self.since = [self.since[0] + self.step_tokens, self.since[1] + seconds]
         note = f"step {state.global_step}/{state.max_steps}  loss {line['loss']:.3f}"

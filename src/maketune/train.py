@@ -135,6 +135,10 @@ def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precisio
 class MicroBatchTrainer(ResumableTrainer):
     """The Trainer, given whole optimizer steps: it splits them and weighs the loss by tokens."""
 
+    def __init__(self, run: Run, *arguments: Any, **kwargs: Any) -> None:
+        super().__init__(run, *arguments, **kwargs)
+        self.micro_batch_size = self.notes.micro_batch_size or run.config.train.micro_batch_size
+
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
     ) -> torch.Tensor:
