@@ -59,6 +59,7 @@ class ResumableTrainer(Trainer):
                 "somebody else wrote it; remove it, and the run goes on from the one before",
             ) from None
         if self.asked:
+            say(f"stopped at step {self.state.global_step}, saved; `make train RUN={self.run.name}` goes on")
             raise Stopped(self.asked[0])
         self._take_the_best()
 

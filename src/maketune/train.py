@@ -1,5 +1,6 @@
 """The train step: transformers' Trainer over packed rows, going on from the newest whole checkpoint."""
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from maketune.config import TrainConfig
 from maketune.data.rows import IGNORED, Rows, collate
 from maketune.data.store import Split
 from maketune.device import Choice, choose_device, choose_precision
-from maketune.errors import Stopped, UserError
+from maketune.errors import UserError
 from maketune.gpu_watch import watch
 from maketune.loss import token_loss
 from maketune.progress import say, say_once
@@ -70,31 +71,26 @@ def _train(run: Run) -> None:
     seeds = {"data": run.config.data.seed, "train": run.config.train.seed}
     run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=torch.get_num_threads())
     gpu = watch(network, rows.length, precision.value) if device.value == "cuda" else None
-    metrics, asked = Metrics(run, checkpoint, gpu), []
-    trainer = MicroBatchTrainer(
-        run,
-        metrics,
-        checkpoint,
-        asked,
-        model=network,
-        args=arguments(run.config.train, checkpoints, device, precision),
-        train_dataset=rows,
-        data_collator=collate,
-        callbacks=[metrics, Schedule(run.config.train, asked)],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    say(
-        f"model: {parameters:,} parameters; {len(rows):,} rows of {rows.length} tokens"
-        + (f"; from {checkpoint.name}" if checkpoint else "")
-    )
-    try:
+    asked: list[int] = []
+    with contextlib.closing(Metrics(run, checkpoint, gpu)) as metrics:
+        trainer = MicroBatchTrainer(
+            run,
+            metrics,
+            checkpoint,
+            asked,
+            model=network,
+            args=arguments(run.config.train, checkpoints, device, precision),
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=[metrics, Schedule(run.config.train, asked)],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        say(
+            f"model: {parameters:,} parameters; {len(rows):,} rows of {rows.length} tokens"
+            + (f"; from {checkpoint.name}" if checkpoint else "")
+        )
         with stop_signals(asked):
             trainer.learn()
-    except Stopped:
-        say(f"stopped at step {trainer.state.global_step}, saved; `make train RUN={run.name}` goes on")
-        raise
-    finally:
-        metrics.close()
     save_model(run, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
 
 
