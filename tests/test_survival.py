@@ -191,6 +191,9 @@ def test_a_signal_in_an_evaluation_cuts_it_short_and_it_is_made_up_for(folder, t
     assert checkpoints.notes_of(run / "checkpoints/step-00000008").evaluation_due
     assert Life(folder, "judged", *SETTINGS, before=stop_in_evaluation).end() == 143  # in the next one after it
     assert [line["step"] for line in lines(run) if "eval_loss" in line] == [4, 8]
+    life = Life(folder, "judged", *SETTINGS)
+    life.wait_for_steps(1)  # the evaluation made up for, which no checkpoint holds yet
+    life.end(signal.SIGKILL)
     end(folder, "judged", *SETTINGS)
     assert same(run, trained)
     assert lines(run) == lines(trained)

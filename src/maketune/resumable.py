@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainerState
 
 from maketune import evaluate
-from maketune.checkpoints import check_room, damage, notes_of, path_of, saved_weights, settle, write_failed
+from maketune.checkpoints import check_room, damage, notes_of, path_of, saved_weights, settle, step_of, write_failed
 from maketune.errors import Stopped, Unfit, UserError
 from maketune.progress import say
 from maketune.runs import Run
@@ -59,7 +59,8 @@ class ResumableTrainer(Trainer):
                 "somebody else wrote it; remove it, and the run goes on from the one before",
             ) from None
         if self.asked:
-            say(f"stopped at step {self.state.global_step}, saved; `make train RUN={self.run.name}` goes on")
+            step = max(self.state.global_step, step_of(self.checkpoint))
+            say(f"stopped at step {step}, saved; `make train RUN={self.run.name}` goes on")
             raise Stopped(self.asked[0])
         self._take_the_best()
 
@@ -100,7 +101,8 @@ class ResumableTrainer(Trainer):
         if not self.run.config.train.load_best_model_at_end or self.notes.best_step == self.state.global_step:
             return
         if problem := damage(best):
-            raise UserError(f"the best checkpoint, {best}, is damaged: {problem}", "another RUN trains anew")
+            say(f"note: the best checkpoint, {best}, is damaged ({problem}); model/ gets the last step's weights")
+            return
         self._load_from_checkpoint(str(best))
         say(f"model: of step {self.notes.best_step}, the best by evaluation loss ({self.notes.best_loss:.4f})")
 
