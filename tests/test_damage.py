@@ -1,6 +1,5 @@
 """What is damaged, foreign or changed under a run is named, and never trained on in silence."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 import workspace
 from maketune import data, model
-from maketune.checkpoints import SIZES, newest, settle
+from maketune.checkpoints import FILES, Notes, newest, notes_of, path_of, settle
 from maketune.data.store import whole
 from maketune.errors import UserError
 
@@ -111,36 +110,47 @@ def test_a_damaged_plan_of_the_rows_is_made_anew(folder, name):
 
 
 def checkpoint(folder: Path, step: int) -> Path:
-    path = folder / f"step-{step:08d}"
-    path.mkdir(parents=True)
-    (path / "model.safetensors").write_bytes(b"weights")
-    (path / "optimizer.pt").write_bytes(b"moments")
-    (path / SIZES).write_text(json.dumps({"model.safetensors": 7, "optimizer.pt": 7}))
-    return path
+    """A settled checkpoint of a step."""
+    written = folder / f".staging/checkpoint-{step}"
+    written.mkdir(parents=True)
+    (written / "model.safetensors").write_bytes(b"weights")
+    (written / "optimizer.pt").write_bytes(b"moments")
+    settle(written, step, Notes(), 99)
+    return path_of(step, folder)
 
 
-@pytest.mark.parametrize("harm", ["missing", "truncated", "empty"])
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, harm, capsys):
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (lambda path: (path / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+        (lambda path: os.truncate(path / "model.safetensors", 3), "model.safetensors has 3 bytes instead of 7"),
+        (lambda path: (path / "optimizer.pt").write_bytes(b"momentz"), "optimizer.pt differs from what was written"),
+        (lambda path: (path / "maketune.json").write_text("{}"), "maketune.json has 2 bytes"),
+        (lambda path: (path / FILES).unlink(), "files.json cannot be used (FileNotFoundError"),
+        (lambda path: (path / FILES).write_text("{}"), "maketune.json is not listed"),
+        (lambda path: (path / FILES).write_text('{"optimizer.pt": 7}'), "files.json cannot be used (TypeError"),
+        (lambda path: (path / FILES).write_text("[]"), "files.json cannot be used (AttributeError"),
+        (lambda path: [each.unlink() for each in path.iterdir()], "files.json cannot be used"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_skipped_for_the_one_before(tmp_path, harm, named, capsys):
     good, bad = checkpoint(tmp_path, 5), checkpoint(tmp_path, 10)
     (tmp_path / "step-junk").mkdir()
-    if harm == "missing":
-        (bad / "optimizer.pt").unlink()
-    elif harm == "truncated":
-        os.truncate(bad / "model.safetensors", 3)
-    else:
-        shutil.rmtree(bad)
-        bad.mkdir()
+    assert newest(tmp_path) == bad
+    harm(bad)
     assert newest(tmp_path) == good
-    assert "skipped" in capsys.readouterr().err
+    assert f"skipped: {bad}: {named}" in capsys.readouterr().err
 
 
-def test_a_save_removes_the_oldest_and_what_is_damaged_further_on(tmp_path):
-    for step in (3, 5, 99):
+def test_a_save_keeps_the_newest_and_the_best_and_removes_what_is_damaged_further_on(tmp_path):
+    for step in (2, 3, 5, 99):
         checkpoint(tmp_path, step)
-    written = checkpoint(tmp_path / "staging", 7)
-    settle(written, 7, tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000005", "step-00000007"]
+    written = tmp_path / ".staging/checkpoint-7"
+    written.mkdir()
+    settle(written, 7, Notes(best_step=2), 2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000005", "step-00000007"]
     assert newest(tmp_path).name == "step-00000007"
+    assert notes_of(newest(tmp_path)).best_step == 2
 
 
 def test_where_no_checkpoint_is_whole_the_user_decides(tmp_path):

@@ -62,11 +62,16 @@ def test_a_whole_smoke_run_as_a_stranger_offline_on_a_read_only_root(image, stra
     assert json.loads((run / "env.json").read_text())["verdict"] == "ok"
 
 
-def test_docker_stop_saves_and_the_run_goes_on(image, strangers_folder):
-    smoke = {"MAKETUNE_CONFIG": "configs/smoke.yaml"}
-    assert call(container(image, strangers_folder, "data", **smoke))[0] == 0
+def test_docker_stop_saves_and_the_run_goes_on_to_the_same_weights(image, strangers_folder):
+    """The weights of a run of 150 steps that nothing disturbs, and of one that the engine stops on its way."""
+    settings = ("train.max_steps=150", "train.eval_steps=50", "train.save_steps=20")
+    for name in ("whole", "smoke"):
+        run = {"MAKETUNE_CONFIG": "configs/smoke.yaml", "MAKETUNE_RUN": name}
+        assert call(container(image, strangers_folder, "data", *settings, **run))[0] == 0
+        if name == "whole":
+            assert call(container(image, strangers_folder, "train", *settings, **run))[0] == 0
     metrics = strangers_folder / "runs/smoke/metrics.jsonl"
-    with container(image, strangers_folder, "train", **smoke) as running:
+    with container(image, strangers_folder, "train", *settings, **run) as running:
         wrapped = running.get_wrapped_container()
         wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, wrapped)
         wrapped.stop(timeout=600)
@@ -74,9 +79,11 @@ def test_docker_stop_saves_and_the_run_goes_on(image, strangers_folder):
         log = running.get_logs()[1].decode()
     assert code == 143, log
     assert "saved; `make train RUN=smoke` goes on" in log
-    code, output = call(container(image, strangers_folder, "train", **smoke))
+    code, output = call(container(image, strangers_folder, "train", *settings, **run))
     assert code == 0, output
     assert "from step-" in output
+    whole, stopped = (strangers_folder / f"runs/{name}/model/model.safetensors" for name in ("whole", "smoke"))
+    assert stopped.read_bytes() == whole.read_bytes()
 
 
 def wait_for(condition, wrapped, seconds: float = 120) -> None:

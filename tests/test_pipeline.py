@@ -18,6 +18,7 @@ RUN_FILES = {
     "env.json",
     "data.json",
     "metrics.jsonl",
+    "tensorboard",
     "checkpoints",
     "model",
     "eval.json",
@@ -212,8 +213,8 @@ def test_a_full_disk_is_an_error_with_a_hint(tmp_path, monkeypatch):
     from maketune.errors import Unfit
 
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: Usage())
-    with pytest.raises(Unfit, match=r"0\.00 GB free") as caught:
-        checkpoints.check_disk(tmp_path, 10**6, 2)
+    with pytest.raises(Unfit, match=r"0\.001 GB free, and .* need 0\.040 GB") as caught:
+        checkpoints.check_run_fits(tmp_path, 12 * 10**6, 2, 4 * 10**6)
     assert "save_total_limit" in caught.value.hint
 
 

@@ -143,8 +143,19 @@ class TrainConfig(Section):
     deterministic: bool = False
     """The same bits from the same run on a GPU, for some of its speed; on a CPU that is so anyway."""
     save_steps: int = Field(500, ge=1)
-    """Steps between checkpoints; each epoch's end saves one too."""
+    """Steps between checkpoints; each epoch's end and each evaluation that is the best so far save one too."""
     save_total_limit: int = Field(2, ge=1)
+    """Newest checkpoints that are kept; the best by evaluation loss is kept beside them."""
+    eval_steps: int | None = Field(None, ge=0)
+    """Steps between evaluations on the documents held back; none: each epoch's end; 0: never. The last step has one."""
+    load_best_model_at_end: bool = False
+    """`model/` gets the weights of the lowest evaluation loss instead of the last ones."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Evaluations in a row without a better one after which training ends."""
+    early_stopping_threshold: float = Field(0.0, ge=0)
+    """Nats a token by which an evaluation must be lower to count as better."""
+    report_to: Literal["none", "wandb", "trackio"] = "none"
+    """Beside metrics.jsonl and tensorboard/, which are always written."""
     logging_steps: int = Field(10, ge=1)
     """Steps between lines on the terminal; metrics.jsonl has every step."""
     seed: int = Field(42, ge=0, lt=2**32)
@@ -153,6 +164,8 @@ class TrainConfig(Section):
     def _some_steps(self) -> "TrainConfig":
         if self.max_steps == 0:
             raise ValueError("max_steps must be at least 1, or -1 for as many as num_train_epochs make")
+        if self.eval_steps == 0 and (self.load_best_model_at_end or self.early_stopping_patience):
+            raise ValueError("load_best_model_at_end and early_stopping_patience need evaluations: eval_steps is 0")
         return self
 
 

@@ -7,7 +7,7 @@ predicts it (https://huggingface.co/docs/transformers/perplexity). The Trainer's
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from maketune import data
 from maketune.data.rows import IGNORED
 from maketune.data.store import Split
 from maketune.device import choose_device
-from maketune.errors import UserError
+from maketune.errors import Stopped, UserError
 from maketune.progress import Bar, say_once
 from maketune.runs import Run, open_run
 
@@ -64,8 +64,11 @@ def summary(scores: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def score(run: Run, network: "PreTrainedModel", split: str) -> dict[str, Any]:
-    """eval.json's content for the run's documents of `split` (test, train or all). Leaves the model in its mode."""
+def score(run: Run, network: "PreTrainedModel", split: str, asked: Sequence[int] = ()) -> dict[str, Any]:
+    """eval.json's content for the run's documents of `split` (test, train or all). Leaves the model in its mode.
+
+    Raises Stopped as soon as `asked` holds the exit code of a signal.
+    """
     folder = data.CACHE / run.read("data.json").get("cache_key", "-")
     if not folder.exists():
         raise UserError(f"{run.path}: no data yet", f"make data RUN={run.name}")
@@ -77,6 +80,8 @@ def score(run: Run, network: "PreTrainedModel", split: str) -> dict[str, Any]:
     with Bar("evaluate", sum(len(each.tokens) for each in splits)) as bar:
         pieces = (piece for each in splits for ids in each.documents() for piece in windows(ids, length, stride))
         for ids, labels in batches(pieces, run.config.eval.batch_size):
+            if asked:
+                raise Stopped(asked[0])
             ids, labels = ids.to(network.device), labels.to(network.device)
             logits = network(input_ids=ids, use_cache=False).logits
             losses = functional.cross_entropy(

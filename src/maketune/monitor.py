@@ -65,6 +65,9 @@ def parsed(lines: list[bytes]) -> Iterator[dict[str, Any]]:
 
 def described(line: dict[str, Any]) -> str:
     """A line of metrics.jsonl for reading."""
+    if "event" in line:
+        rest = "  ".join(f"{key} {value}" for key, value in line.items() if key not in ("step", "event", "time"))
+        return f"step {line['step']}  {line['event']}  {rest}"
     text = f"step {line['step']}  epoch {line['epoch']:.2f}"
     if "loss" in line:
         text += f"  loss {line['loss']:.4f}  learning rate {line.get('learning_rate', 0):.2e}"

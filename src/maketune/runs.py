@@ -70,7 +70,7 @@ class Run:
         self.record(**_surroundings())
         try:
             yield
-        except Stopped:
+        except (Stopped, KeyboardInterrupt):
             outcome = "stopped"
             raise
         except BaseException as error:

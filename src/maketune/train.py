@@ -1,5 +1,6 @@
 """The train step: transformers' Trainer over packed rows, going on from the newest whole checkpoint."""
 
+import contextlib
 import functools
 import shutil
 import time
@@ -8,21 +9,23 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from maketune import data, environment, evaluate, generate, model
-from maketune.checkpoints import check_disk, make_readable, newest, settle
+from maketune.checkpoints import check_run_fits, make_readable, newest, notes_of, saved_weights
 from maketune.config import TrainConfig
 from maketune.data import pack
 from maketune.data.rows import Rows, collate
 from maketune.data.store import Split
 from maketune.device import Choice, choose_device, choose_precision, make_deterministic
-from maketune.errors import Stopped, UserError
+from maketune.errors import UserError
+from maketune.gpu_watch import watch
 from maketune.microbatch import MicroBatches
 from maketune.progress import say, say_once
+from maketune.resumable import ResumableTrainer
 from maketune.runs import Run, alone, open_run
-from maketune.stopping import StopWhenAsked, stop_signals
-from maketune.telemetry import Metrics
+from maketune.stopping import Schedule, stop_signals
+from maketune.telemetry import Metrics, prepare_reports
 
 
 def train(overrides: list[str]) -> None:
@@ -35,8 +38,8 @@ def train(overrides: list[str]) -> None:
         if (run.model / "config.json").exists():
             say(f"train: {run.path} is trained already; its results once more")
         else:
-            with run.step("train"), stop_signals() as asked:
-                _train(run, asked)
+            with run.step("train"):
+                _train(run)
     if set(run.read("eval.json")) >= evaluate.KEYS:
         print(evaluate.summary(run.read("eval.json")))
     else:
@@ -45,7 +48,8 @@ def train(overrides: list[str]) -> None:
     say(f"done: {run.path}  (make eval RUN={run.name}, make generate RUN={run.name} PROMPT=...)")
 
 
-def _train(run: Run, asked: list[int]) -> None:
+def _train(run: Run) -> None:
+    prepare_reports(run)
     prepared = run.read("data.json")
     folder = data.CACHE / prepared.get("cache_key", "")
     if not prepared or not folder.exists():
@@ -57,36 +61,41 @@ def _train(run: Run, asked: list[int]) -> None:
     say_once(f"device: {device.value} ({device.reason})")
     say(f"precision: {precision.value} ({precision.reason})")
     checkpoints = run.path / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
     checkpoint = newest(checkpoints)
-    restore_threads(run)
+    restore_threads(notes_of(checkpoint).threads or run.read("manifest.json").get("threads"))
     tokenizer = model.cached_tokenizer(folder / "tokenizer")
     network = model.initial(run, prepared["model"], tokenizer)
     network.config.use_cache = False
     parameters = sum(weight.numel() for weight in network.parameters())
-    check_disk(run.path, parameters, run.config.train.save_total_limit)
+    shutil.rmtree(checkpoints / ".staging", ignore_errors=True)
+    saved = 12 * sum(weight.numel() for weight in saved_weights(network))  # in fp32, with Adam's two moments
+    check_run_fits(checkpoints, saved, run.config.train.save_total_limit + 1, 4 * parameters)  # 1: the best
     length, pad = run.config.data.context_length, tokenizer.eos_token_id
     rows = Rows(Split(folder, "train"), length, pack.stored(folder, length, run.config.data.packing)[0], pad)
     seeds = {"data": run.config.data.seed, "train": run.config.train.seed}
     run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=torch.get_num_threads())
-    metrics = Metrics(run, checkpoint)
-    trainer = MicroBatchTrainer(
-        run,
-        metrics,
-        model=network,
-        args=arguments(run.config.train, checkpoints, device, precision),
-        train_dataset=rows,
-        data_collator=functools.partial(collate, pad=pad),
-        callbacks=[metrics, StopWhenAsked(asked)],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    say(
-        f"model: {parameters:,} parameters; {len(rows):,} rows of {rows.length} tokens"
-        + (f"; from {checkpoint.name}" if checkpoint else "")
-    )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if asked:
-        say(f"stopped at step {trainer.state.global_step}, saved; `make train RUN={run.name}` goes on")
-        raise Stopped(asked[0])
+    gpu = watch(network, rows.length, precision.value) if device.value == "cuda" else None
+    asked: list[int] = []
+    with contextlib.closing(Metrics(run, checkpoint, gpu)) as metrics:
+        trainer = MicroBatchTrainer(
+            run,
+            metrics,
+            checkpoint,
+            asked,
+            model=network,
+            args=arguments(run.config.train, checkpoints, device, precision),
+            train_dataset=rows,
+            data_collator=functools.partial(collate, pad=pad),
+            callbacks=[metrics, Schedule(run.config.train, asked)],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        say(
+            f"model: {parameters:,} parameters; {len(rows):,} rows of {rows.length} tokens"
+            + (f"; from {checkpoint.name}" if checkpoint else "")
+        )
+        with stop_signals(asked):
+            trainer.learn()
     save_model(run, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
 
 
@@ -109,14 +118,14 @@ def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precisio
         use_cpu=device.value == "cpu",
         logging_steps=1,  # an interval that straddles a checkpoint would log another mean after a resume
         logging_nan_inf_filter=False,  # it logs NaN as 0.0 and goes on
-        eval_strategy="epoch",
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=None,  # MicroBatchTrainer removes old ones itself, after the new one stands
+        eval_strategy="no",  # Schedule says when to evaluate and to save
+        save_strategy="no",
         dataloader_pin_memory=device.value == "cuda",
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to=settings.report_to,
+        run_name=checkpoints.parent.name,
+        project="maketune",
     )
     if result.n_gpu > 1:  # DataParallel would multiply the batch by the GPUs behind the user's back
         say(f"note: of {result.n_gpu} visible GPUs this version uses the first; GPUS=INDEX chooses")
@@ -124,16 +133,14 @@ def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precisio
     return result
 
 
-class MicroBatchTrainer(Trainer):
-    """The Trainer, given whole optimizer steps: it splits them, weighs the loss by tokens and saves atomically."""
+class MicroBatchTrainer(ResumableTrainer):
+    """The Trainer, given whole optimizer steps: it splits them and weighs the loss by tokens."""
 
-    def __init__(self, run: Run, metrics: Metrics, **kwargs: Any) -> None:
-        self.run, self.metrics = run, metrics
-        super().__init__(
-            **kwargs, eval_dataset=kwargs["train_dataset"]
-        )  # evaluate() below reads the test split by itself
+    def __init__(self, run: Run, metrics: Metrics, *arguments: Any, **kwargs: Any) -> None:
+        super().__init__(run, metrics, *arguments, **kwargs)
         self.parts = MicroBatches(
             self.model,
+            size=self.notes.micro_batch_size or 0,
             seed=self.args.seed,
             backward=self.accelerator.backward,
             autocast=self.accelerator.autocast,
@@ -144,10 +151,6 @@ class MicroBatchTrainer(Trainer):
     def micro_batch_size(self) -> int:
         """Rows at once in memory; 0 until the first step has found out."""
         return self.parts.size
-
-    @micro_batch_size.setter
-    def micro_batch_size(self, size: int) -> None:
-        self.parts.size = size
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
@@ -179,36 +182,9 @@ class MicroBatchTrainer(Trainer):
             "the weights of the last checkpoint are good; lower train.learning_rate, or set train.precision=fp32",
         )
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The token-weighted loss on the test split. Draws nothing: training is the same with it and without."""
-        scores = evaluate.score(self.run, self.accelerator.unwrap_model(self.model), "test")
-        metrics = {"eval_loss": scores["loss"], "eval_perplexity": scores["perplexity"]}
-        self.log(metrics)
-        return metrics
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Let the Trainer save beside, and settle it into place."""
-        checkpoints = Path(self.args.output_dir)
-        staging = checkpoints / ".staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        self._staging = staging
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
-        written = staging / f"checkpoint-{self.state.global_step}"
-        settle(written, self.state.global_step, checkpoints, self.run.config.train.save_total_limit)
-        staging.rmdir()
-
-    _staging: Path | None = None
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
-
-
-def restore_threads(run: Run) -> None:
+def restore_threads(threads: int | None) -> None:
     """Compute with the number of threads that the run began with: the order of summation depends on it."""
-    threads = run.read("manifest.json").get("threads")
     if threads and threads != torch.get_num_threads():
         say(f"threads: {threads}, as this run began")
         torch.set_num_threads(threads)
