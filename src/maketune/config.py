@@ -115,8 +115,11 @@ class EvalConfig(Section):
 
     split: Literal["test", "train", "all"] = "test"
     stride: int | None = Field(None, ge=1)
-    """Tokens that the window moves on over a document longer than the context; none: the context length."""
+    """Tokens that the window moves on over a text longer than the context; none: the context length."""
+    documents: Literal["separate", "joined"] = "separate"
+    """separate: each document is judged by itself. joined: end to end, each seeing what stands before it."""
     batch_size: int = Field(8, ge=1, le=2**16)
+    """Windows at once in memory; changes no figure."""
 
 
 class GenerateConfig(Section):
