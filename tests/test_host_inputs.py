@@ -95,3 +95,14 @@ def test_what_an_existing_run_was_made_with_is_remembered(root):
     (root / "manifest.json").write_text('{"inputs": {"DATA": "/x.csv", "MODEL": ""}}')
     assert inputs.remembered(root) == {"DATA": "/x.csv", "MODEL": ""}
     assert inputs.remembered(root / "none") == {}
+
+
+def test_a_prompt_is_a_text_or_the_lines_of_a_file(root, tmp_path):
+    (root / ODD).write_text("a\nb\n")
+    assert inputs.prompt(" Once upon ", [root]) == (" Once upon ", "")
+    assert inputs.prompt("@" + ODD, [Path("/nowhere"), tmp_path]) == ("-", str(root / ODD))
+    assert inputs.prompt("-", [root]) == ("-", "")
+    (root / "prompts.txt").write_text("")
+    message, hint = refused(inputs.prompt, "@prompt.txt", [root])
+    assert str(root / "prompt.txt") in message and "did you mean prompts.txt?" in hint
+    assert "a prompt a line" in refused(inputs.prompt, "@elsewhere", [root])[1]

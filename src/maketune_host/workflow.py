@@ -66,6 +66,9 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     started_in = [root, Path(os.environ.get("MAKETUNE_CALLED_FROM") or str(root))]  # the second after make -C
     data = inputs.data(setting("DATA"), started_in)
     model = inputs.model(setting("MODEL"), started_in)
+    prompt = inputs.prompt(os.environ.get("PROMPT", ""), started_in) if verb == "generate" else ("", "")
+    if verb == "generate" and not prompt[0] and sys.stdin.isatty() and sys.stdout.isatty():
+        prompt = ("-", "")  # a session in the terminal
     config = "configs/smoke.yaml" if smoke else setting("CONFIG")
     config = inputs.config(config, root, started_in) if config else ""
     name = inputs.run_name(setting("RUN")) if setting("RUN") else ""
@@ -85,9 +88,13 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
         name = inputs.newest_run(root)
         say(f"run: {name} (the newest with a model)")
     arguments = overrides(os.environ.get("ARGS", ""))
+    if verb == "eval" and data:
+        say("split: all of the texts (those held back alone: ARGS=eval.split=test)")
+        arguments.insert(0, "eval.split=all")
 
     launch = device(root, dry)
     launch.data, launch.model, launch.arguments = data, model, arguments
+    launch.prompt, launch.prompts = prompt
     existing = bool(name) and (root / "runs" / name / "config.yaml").exists()
     if existing and (not config or verb in ("eval", "generate")):
         say(f"config: runs/{name}/config.yaml (the run's own)")
