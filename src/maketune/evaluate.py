@@ -93,10 +93,11 @@ def extremes(run: Run, found: Judgement) -> dict[str, list[dict[str, Any]]]:
     """The documents with the lowest and the highest loss a token: the beginning of each text, its loss and tokens."""
     tokenizer = model.cached_tokenizer(judge.tokens_of(run) / "tokenizer")
     losses = found.nats / np.maximum(found.tokens, 1)
-    order = [int(each) for each in np.argsort(losses, kind="stable") if found.tokens[each]]
+    order = np.argsort(losses, kind="stable")
+    order = order[found.tokens[order] > 0]
 
     def shown(document: int) -> dict[str, Any]:
-        text = tokenizer.decode(found.ids(document)[:100].tolist(), skip_special_tokens=True)
+        text = tokenizer.decode(found.ids(int(document))[:100].tolist(), skip_special_tokens=True)
         short = text if len(text) <= 160 else text[:159] + "…"
         return {"text": short, "loss": float(losses[document]), "tokens": int(found.tokens[document])}
 

@@ -71,6 +71,7 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
         prompt = ("-", "")  # a session in the terminal
     config = "configs/smoke.yaml" if smoke else setting("CONFIG")
     config = inputs.config(config, root, started_in) if config else ""
+    reason = "smoke" if smoke else "asked for"
     name = inputs.run_name(setting("RUN")) if setting("RUN") else ""
     if name and (root / "runs" / name).exists() and not (root / "runs" / name).is_dir():
         raise UserError(f"RUN={name}: runs/{name} is a file", "choose another RUN")
@@ -81,6 +82,9 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
         model, name = str(root / "runs" / judged / "model"), "" if judged == name else name
         say(f"model: {model} (of the run {judged})")
     judged_anew = verb == "eval" and (data or model)
+    its = Path(model).parent / "config.yaml"  # where the model is a run's: the context, the column
+    if verb == "eval" and data and not config and its.parent.parent == root / "runs" and its.is_file():
+        config, reason = str(its.relative_to(root)), "the model's run's"
     if name and verb in ("eval", "generate", "shell") and not judged_anew and not (root / "runs" / name).is_dir():
         there = [path.name for path in (root / "runs").glob("*") if path.is_dir()]
         raise UserError(f"there is no run runs/{name}", nearest(name, there) or f"make train RUN={name}")
@@ -103,7 +107,7 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
             if not getattr(launch, key.lower()) and (path[:1] != "/" or os.path.exists(path)):
                 setattr(launch, key.lower(), path)
     elif config:
-        say("config: {} ({})".format(config, "smoke" if smoke else "asked for"))
+        say(f"config: {config} ({reason})")
     else:
         config = "configs/gpt2.yaml" if launch.gpus != "0" else "configs/smoke.yaml"
         say("config: {} ({})".format(config, "there is a GPU" if launch.gpus != "0" else "for the CPU"))
