@@ -13,7 +13,7 @@ DATA ?=
 MODEL ?=
 ## handed through: "train.max_steps=40 data.text_column=body" to steps, options to host-setup, doctor, plan, test and lock
 ARGS ?=
-## what generate completes
+## what generate completes; @file: each line of a file, -: of standard input, none: what you type in the terminal
 PROMPT ?=
 ## all, a count, a list of indices or UUIDs, or 0: none, and meant so
 GPUS ?= all
@@ -73,7 +73,7 @@ train: ## train, or go on training: does all that is missing before it, then eva
 eval: ## judge a run's model (the newest's, or MODEL=) on its texts (or DATA=): loss, perplexity, bits per byte
 	$(launch)
 
-generate: ## complete PROMPT with a run's model (the newest's)
+generate: ## complete PROMPT with a run's model (the newest's); in a terminal without PROMPT a session
 	$(launch)
 
 plan: ## before anything is installed: does CONFIG fit this GPU (or another), how long, is it worth it (ARGS=--help)

@@ -39,7 +39,8 @@ def container(image: str, folder: Path, *arguments: str, shm_size: str = "2g", *
     step = step.with_tmpfs_mount("/tmp", "mode=1777").with_command(list(arguments))
     for name, mode in (("runs", "rw"), (".cache", "rw"), ("configs", "ro")):
         step = step.with_volume_mapping(str(folder / name), f"/maketune/{name}", mode)
-    for key, value in (workspace.environment("smoke", MAKETUNE_FLAVOR=FLAVOR, GOMP_SPINCOUNT="1000") | variables).items():
+    settings = workspace.environment("smoke", MAKETUNE_FLAVOR=FLAVOR, GOMP_SPINCOUNT="1000")
+    for key, value in (settings | variables).items():
         step = step.with_env(key, value)
     return step
 

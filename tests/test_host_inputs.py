@@ -130,3 +130,14 @@ def test_test_texts_named_in_args_become_absolute_paths(root):
     assert workflow.tested(arguments, [root])[1] == f"{root}/a.txt"
     assert arguments[1] == f"data.test_path={root}/a.txt"
     assert "data.test_path: there is no" in refused(workflow.tested, ["data.test_path=b.txt"], [root])[0]
+
+
+def test_a_prompt_is_a_text_or_the_lines_of_a_file(root, tmp_path):
+    (root / ODD).write_text("a\nb\n")
+    assert inputs.prompt(" Once upon ", [root]) == (" Once upon ", "")
+    assert inputs.prompt("@" + ODD, [Path("/nowhere"), tmp_path]) == ("-", str(root / ODD))
+    assert inputs.prompt("-", [root]) == ("-", "")
+    (root / "prompts.txt").write_text("")
+    message, hint = refused(inputs.prompt, "@prompt.txt", [root])
+    assert str(root / "prompt.txt") in message and "did you mean prompts.txt?" in hint
+    assert "a prompt a line" in refused(inputs.prompt, "@elsewhere", [root])[1]

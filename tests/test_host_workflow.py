@@ -62,6 +62,18 @@ def test_eval_of_another_model_makes_a_run_of_its_own(steps, tmp_path):
     assert re.search(r"run: runs/eval-\d{8}-\d{6} \(new\)", said)
 
 
+def test_other_texts_are_judged_whole_by_the_runs_model_with_its_settings(steps, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n")
+    (steps.clone.run / "model").mkdir()
+    (steps.clone.run / "config.yaml").write_text("{}")
+    for more in ({}, {"MODEL": "runs/r/model"}):
+        verbs, said = steps("eval", DATA=str(tmp_path / "texts.csv"), CONFIG="", **more)
+        assert verbs == ["data", "eval"]
+        assert "config: runs/r/config.yaml (the model's run's)" in said
+        assert "split: all of the texts" in said
+    assert "config: configs/smoke.yaml (asked for)" in steps("eval", DATA=str(tmp_path / "texts.csv"))[1]
+
+
 def test_data_of_a_run_that_exists_is_given_again(steps, tmp_path):
     (tmp_path / "texts.csv").write_text("text\n")
     (steps.clone.run / "config.yaml").write_text("{}")

@@ -46,7 +46,7 @@ def train(overrides: Overrides = None) -> None:
 
 @app.command("eval")
 def evaluate(overrides: Overrides = None) -> None:
-    """Judge the run's model on the run's texts; write eval.json."""
+    """Judge the run's model on the run's texts, beside the model it began with; write eval.json."""
     from maketune import evaluate
 
     evaluate.evaluate(overrides or [])
@@ -54,7 +54,7 @@ def evaluate(overrides: Overrides = None) -> None:
 
 @app.command()
 def generate(overrides: Overrides = None) -> None:
-    """Complete PROMPT with the run's model; write samples.jsonl, print the text."""
+    """Complete PROMPT (-: standard input) with the run's model; write samples.jsonl, print the text."""
     from maketune import generate
 
     generate.generate(overrides or [])

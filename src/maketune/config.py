@@ -174,21 +174,30 @@ class EvalConfig(Section):
 
     split: Literal["test", "train", "all"] = "test"
     stride: int | None = Field(None, ge=1)
-    """Tokens that the window moves on over a document longer than the context; none: the context length."""
+    """Tokens that the window moves on over a text longer than the context; none: the context length."""
+    documents: Literal["separate", "joined"] = "separate"
+    """separate: each document is judged by itself. joined: end to end, each seeing what stands before it."""
     batch_size: int = Field(8, ge=1, le=2**16)
+    """Windows at once in memory; changes no figure."""
 
 
 class GenerateConfig(Section):
-    """How to sample. PROMPT on the command line goes first."""
+    """How to sample. A completion depends on model, prompt, these settings and its number, not on others beside it."""
 
     prompt: str = "The"
+    """PROMPT on the command line goes first; there `@file` is a prompt a line of a file, `-` of standard input."""
     max_new_tokens: int = Field(60, ge=1, le=2**20)
     temperature: float = Field(0.8, ge=0, le=100)
     """0: always the likeliest token."""
     top_k: int = Field(50, ge=0, le=2**20)
+    """0: all tokens."""
     top_p: float = Field(0.95, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    """Above 1 makes tokens that are there already less likely (https://arxiv.org/abs/1909.05858)."""
     count: int = Field(1, ge=1, le=10_000)
-    """Completions of the prompt."""
+    """Completions of each prompt."""
+    batch_size: int = Field(8, ge=1, le=2**16)
+    """Completions at once in memory; changes no text."""
     seed: int = Field(42, ge=0, lt=2**32)
 
 
@@ -232,7 +241,8 @@ def load_config(path: str, overrides: list[str], *, data: str = "", model: str =
     """
     tree, lines = _parse(path)
     if data:
-        for source in ("dataset", "dataset_config", "dataset_revision", "builtin", "streaming", "max_tokens"):
+        sources = {"dataset", "dataset_config", "dataset_revision", "builtin", "streaming", "max_tokens", "test_path"}
+        for source in sources:
             _section(tree, "data").pop(source, None)
         _section(tree, "data")["path"] = data.split("\n") if "\n" in data else data
     if model and model != _section(tree, "model").get("name"):

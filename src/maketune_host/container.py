@@ -5,15 +5,13 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
 from maketune_host import decide, inputs
 from maketune_host.errors import Unfit, UserError, say
-from maketune_host.launch import CACHES, Launch, program, reads_stdin, variables
+from maketune_host.launch import CACHES, Launch, interactive, program, stdin, variables
 from maketune_host.process import ask, passing, show, supervise
 
 ONLINE = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "HF_ENDPOINT")
@@ -30,10 +28,10 @@ def run(launch: Launch, verb: str) -> int:
         content = override(launch, verb, user.name, scratch, token)
         file = scratch / "override.yaml"
         name = f"maketune-{verb}-{secrets.token_hex(4)}"
-        interactive = sys.stdin.isatty() and (verb == "shell" or (bool(nvitop) and "--once" not in nvitop))
+        terminal = interactive(launch, verb)
         command = [launch.docker.client, "compose", "--project-directory", str(launch.root), "--env-file", os.devnull]
         command += ["-f", str(launch.root / "compose.yaml"), "-f", str(file), "run", "--rm", "--name", name]
-        command += [] if interactive else ["-T"]
+        command += [] if terminal else ["-T"]
         if verb == "shell":
             command += ["--entrypoint", "bash", "step"]
         elif nvitop:
@@ -45,18 +43,17 @@ def run(launch: Launch, verb: str) -> int:
             print(f"# with {file.name}:\n{json.dumps(content, indent=2, ensure_ascii=False)}")
             return 0
         file.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
-        stdin = None if verb == "shell" or interactive or reads_stdin(launch, verb) else subprocess.DEVNULL
-        return launch_container(command, launch.docker.client, name, stdin, interactive)
+        return launch_container(command, launch.docker.client, name, stdin(launch, verb), terminal)
 
 
-def launch_container(command: List[str], client: str, name: str, stdin: Optional[int], interactive: bool) -> int:
+def launch_container(command: List[str], client: str, name: str, source: Any, terminal: bool) -> int:
     """Run the compose client; whatever ends it ends its container, which the client alone would orphan."""
     # bash on a terminal takes no notice of TERM
-    stop = [client, "kill", "-s", "HUP" if interactive else "TERM", name]
+    stop = [client, "kill", "-s", "HUP" if terminal else "TERM", name]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COMPOSE_")}
     environment["COMPOSE_IGNORE_ORPHANS"] = "1"
     # On a terminal the client stays in make's process group, to hear of its size.
-    options = {"session": not interactive, "stdin": stdin}
+    options = {"session": not terminal, "stdin": source}
     begun = int(time.time())
     try:
         code = supervise(command, stop=stop, kill=[client, "kill", name], env=environment, **options)

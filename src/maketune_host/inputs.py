@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 from maketune_host.errors import UserError, nearest
 
@@ -119,6 +119,21 @@ def config(text: str, root: Path, folders: List[Path]) -> str:
             f"CONFIG: there is no {path}", " ".join(filter(None, [near, "those there are: " + ", ".join(there)]))
         )
     return str(path.relative_to(root)) if root / "configs" in path.parents else str(path)
+
+
+def prompt(text: str, folders: List[Path]) -> Tuple[str, str]:
+    """PROMPT as the step sees it, and the file that `@file` names. Raises UserError if that cannot be read."""
+    if not text.startswith("@"):
+        return text, ""
+    path = find(text[1:], folders)
+    if not path.is_file():
+        hint = (
+            _similar(path) or "PROMPT=@file is a file with a prompt a line; a prompt that begins so: PROMPT=- and echo"
+        )
+        raise UserError(f"PROMPT: there is no file {path}", hint)
+    if not os.access(str(path), os.R_OK):
+        raise UserError(f"PROMPT: {path} cannot be read", "give yourself access to it (ls -l, chown, chmod)")
+    return "-", str(path)
 
 
 def _text(name: str, value: str) -> None:

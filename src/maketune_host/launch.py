@@ -2,10 +2,11 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List
 
 from maketune_host.facts import Docker, Gpu
 from maketune_host.process import ask, terminal
@@ -34,6 +35,10 @@ class Launch:
     test_data: str = ""
     """data.test_path, where ARGS names it."""
     model: str = ""
+    prompt: str = ""
+    """What generate completes: a text, or `-` for its standard input."""
+    prompts: str = ""
+    """The file that is its standard input; empty for the caller's."""
     arguments: List[str] = field(default_factory=list)
     command: str = ""
     dry: bool = False
@@ -71,7 +76,7 @@ def variables(launch: Launch, verb: str) -> Dict[str, str]:
         "MAKETUNE_COMMAND": launch.command,
         "MAKETUNE_TERMINAL": "1" if watched else "",
         "COLUMNS": str(shutil.get_terminal_size().columns) if watched else "",
-        "PROMPT": os.environ.get("PROMPT", "") if verb == "generate" else "",
+        "PROMPT": launch.prompt if verb == "generate" else "",
         "HF_HUB_OFFLINE": online,
         # Threads that spin long while they wait starve whoever shares the cores, also each other: two trainings on two
         # cores took 87 s for what takes 10 s with this; one alone hardly notices.
@@ -81,17 +86,29 @@ def variables(launch: Launch, verb: str) -> Dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def reads_stdin(launch: Launch, verb: str) -> bool:
-    """Whether the texts are piped into this step; the later ones have them as tokens."""
-    return verb == "data" and launch.data == "-"
-
-
 def program(launch: Launch, verb: str, folder: str) -> List[str]:
     """What runs instead of the container side's verb: nvitop, from the venv's `folder`, shows the GPUs of a run."""
     if verb != "monitor" or launch.gpus == "0":
         return []
     once = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--once"]
     return [os.path.join(folder, "nvitop"), "--only-visible", *once]
+
+
+def interactive(launch: Launch, verb: str) -> bool:
+    """Whether the step gets the caller's terminal: a shell, nvitop, and generate that is asked line by line."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return verb == "shell" and sys.stdin.isatty()
+    asked = verb == "generate" and launch.prompt == "-" and not launch.prompts
+    return asked or verb == "shell" or bool(program(launch, verb, ""))
+
+
+def stdin(launch: Launch, verb: str) -> Any:
+    """A step's standard input, as Popen takes it: nothing, unless the step is one that asks."""
+    if verb == "generate" and launch.prompts:
+        return open(launch.prompts, "rb")
+    asks = verb == "shell" or (verb == "generate" and launch.prompt == "-") or interactive(launch, verb)
+    asks = asks or (verb == "data" and launch.data == "-")  # the later steps have the texts as tokens
+    return None if asks else subprocess.DEVNULL
 
 
 def git_commit(root: Path) -> str:

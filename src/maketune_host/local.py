@@ -1,11 +1,10 @@
 """A step without Docker: in the venv, in a session of its own."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Dict, List
 
-from maketune_host.launch import CACHES, Launch, program, reads_stdin, variables
+from maketune_host.launch import CACHES, Launch, interactive, program, stdin, variables
 from maketune_host.process import show, supervise
 
 
@@ -41,7 +40,5 @@ def run(launch: Launch, verb: str) -> int:
     for name in CACHES:
         (cache / name).mkdir(parents=True, exist_ok=True)
     values = environment(launch.root, launch.python, **settings)
-    options = {"stdin": None, "session": not sys.stdin.isatty()} if verb == "shell" or nvitop else {}
-    if reads_stdin(launch, verb):
-        options["stdin"] = None
+    options = {"stdin": stdin(launch, verb), "session": not interactive(launch, verb)}
     return supervise(command, cwd=str(launch.root), env=values, **options)

@@ -71,8 +71,12 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     started_in = [root, Path(os.environ.get("MAKETUNE_CALLED_FROM") or str(root))]  # the second after make -C
     data = inputs.data(setting("DATA"), started_in)
     model = inputs.model(setting("MODEL"), started_in)
+    prompt = inputs.prompt(os.environ.get("PROMPT", ""), started_in) if verb == "generate" else ("", "")
+    if verb == "generate" and not prompt[0] and sys.stdin.isatty() and sys.stdout.isatty():
+        prompt = ("-", "")  # a session in the terminal
     config = "configs/smoke.yaml" if smoke else setting("CONFIG")
     config = inputs.config(config, root, started_in) if config else ""
+    reason = "smoke" if smoke else "asked for"
     name = inputs.run_name(setting("RUN")) if setting("RUN") else ""
     if name and (root / "runs" / name).exists() and not (root / "runs" / name).is_dir():
         raise UserError(f"RUN={name}: runs/{name} is a file", "choose another RUN")
@@ -83,6 +87,9 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
         model, name = str(root / "runs" / judged / "model"), "" if judged == name else name
         say(f"model: {model} (of the run {judged})")
     judged_anew = verb == "eval" and (data or model)
+    its = Path(model).parent / "config.yaml"  # where the model is a run's: the context, the column
+    if verb == "eval" and data and not config and its.parent.parent == root / "runs" and its.is_file():
+        config, reason = str(its.relative_to(root)), "the model's run's"
     if name and verb in ("eval", "generate", "shell") and not judged_anew and not (root / "runs" / name).is_dir():
         there = [path.name for path in (root / "runs").glob("*") if path.is_dir()]
         raise UserError(f"there is no run runs/{name}", nearest(name, there) or f"make train RUN={name}")
@@ -90,9 +97,13 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
         name = inputs.newest_run(root)
         say(f"run: {name} (the newest with a model)")
     arguments, test_data = tested(overrides(os.environ.get("ARGS", "")), started_in)
+    if verb == "eval" and data:
+        say("split: all of the texts (those held back alone: ARGS=eval.split=test)")
+        arguments.insert(0, "eval.split=all")
 
     launch = device(root, dry)
     launch.data, launch.test_data, launch.model, launch.arguments = data, test_data, model, arguments
+    launch.prompt, launch.prompts = prompt
     existing = bool(name) and (root / "runs" / name / "config.yaml").exists()
     if existing and (not config or verb in ("eval", "generate")):
         say(f"config: runs/{name}/config.yaml (the run's own)")
@@ -101,7 +112,7 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
             if not getattr(launch, key.lower()) and all(map(os.path.exists, inputs.paths(path))):
                 setattr(launch, key.lower(), path)
     elif config:
-        say("config: {} ({})".format(config, "smoke" if smoke else "asked for"))
+        say(f"config: {config} ({reason})")
     else:
         config = "configs/gpt2.yaml" if launch.gpus != "0" else "configs/smoke.yaml"
         say("config: {} ({})".format(config, "there is a GPU" if launch.gpus != "0" else "for the CPU"))
