@@ -61,7 +61,9 @@ def generate(overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(others: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs beside it.")] = None) -> None:
+def report(
+    others: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs beside it.")] = None,
+) -> None:
     """Write report.html: the run on a page, or with other runs side by side; print the page's path."""
     from maketune import report
 
@@ -76,7 +78,7 @@ def publish(
     """Push the run's model/ to the Hub; private, unless it is to be public. Needs a network and a token."""
     from maketune import publish
 
-    publish.publish(to, public)
+    publish.publish(os.environ.get("MAKETUNE_RUN", ""), to, public)
 
 
 @app.command()

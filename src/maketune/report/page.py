@@ -14,7 +14,7 @@ from maketune.report.view import View
 CURVES = (
     ("Loss", "nats a token", "", ("loss", "eval_loss")),
     ("Perplexity", "evaluation", "", ("eval_perplexity",)),
-    ("Learning rate", "", "1", ("learning_rate",)),
+    ("Learning rate", "", "", ("learning_rate",)),
     ("Gradient norm", "before clipping", "", ("grad_norm",)),
     ("Speed", "tokens a second", "1", ("tokens_per_second",)),
     ("MFU", "share of the GPU's peak", "%", ("mfu",)),
@@ -58,14 +58,21 @@ RECORD = (
 def render(views: Sequence[View]) -> str:
     """The page. The same runs give the same page, byte for byte."""
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(number=number)
     drawn, absent = charts(views)
+    figures = [heads(view) for view in views]
     return environment.get_template("page.html.j2").render(
         views=views,
         charts=drawn,
         absent=absent,
-        heads=[heads(view) for view in views],
+        heads=figures,
+        side_by_side=[
+            (name, [dict(each).get(name, "–") for each in figures])
+            for name in dict.fromkeys(name for each in figures for name, _ in each)
+        ],
         results=[result(view) for view in views],
         record=record(views),
         commands=[commands(view) for view in views],
@@ -86,6 +93,8 @@ def number(value: Any, form: str = "{:,}") -> str:
 
 def text(value: Any) -> str:
     """Whatever a JSON file holds, in a line."""
+    if value is None:
+        return ""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {text(each)}" for key, each in value.items() if each not in (None, "", {}, []))
     if isinstance(value, list):
@@ -103,8 +112,9 @@ def _list(value: Any) -> list[dict[str, Any]]:
 
 
 def charts(views: Sequence[View]) -> tuple[list[tuple[str, str, Markup]], list[str]]:
-    """Title, what is measured and picture of each curve that a run has; and the titles of the others, with the reason."""
-    drawn, absent = [], []
+    """Title, what is measured and picture of each curve that there is; the titles of the others, with the reason."""
+    drawn: list[tuple[str, str, Markup]] = []
+    absent: dict[str, list[str]] = {}
     marks = sorted({each["step"] for view in views for each in view.history.events})[:MARKS]
     for title, measured, unit, keys in CURVES:
         lines = [
@@ -117,8 +127,8 @@ def charts(views: Sequence[View]) -> tuple[list[tuple[str, str, Markup]], list[s
             drawn.append((title, measured, pictures.curves(title, lines, unit, marks)))
         else:
             why = "recorded on a GPU alone" if title.startswith(ON_A_GPU) else "not in metrics.jsonl"
-            absent.append(f"{title} ({why})")
-    return drawn, absent
+            absent.setdefault(why, []).append(title)
+    return drawn, [f"{', '.join(titles)} ({why})" for why, titles in absent.items()]
 
 
 def heads(view: View) -> list[tuple[str, str]]:
@@ -160,7 +170,9 @@ def result(view: View) -> dict[str, Any]:
     rows = [(title, number(base.get(key), form), number(after.get(key), form)) for key, title, form in FIGURES]
     edges = after.get("interval")
     shown = isinstance(edges, list) and len(edges) == 2
-    facts = {key: after[key] for key in ("split", "mode", "context_length", "stride", "documents", "tokens") if key in after}
+    facts = {
+        key: after[key] for key in ("split", "mode", "context_length", "stride", "documents", "tokens") if key in after
+    }
     return {
         "rows": rows if after else [],
         "base": text(base.get("model", "the base model")) if base else "",
@@ -182,13 +194,18 @@ def commands(view: View) -> list[dict[str, str]]:
         {key: text(step.get(key, "")) for key in ("step", "command", "started", "seconds", "outcome")}
         for step in _list(view.manifest.get("steps"))
     ]
-    kept = [next(group) for _, group in itertools.groupby(steps, lambda step: (step["step"], step["command"], step["outcome"]))]
+    kept = [
+        next(group)
+        for _, group in itertools.groupby(steps, lambda step: (step["step"], step["command"], step["outcome"]))
+    ]
     return kept[-40:]
 
 
 def event(line: dict[str, Any]) -> str:
     """A line for something that happened while training."""
-    rest = {key.replace("_", " "): value for key, value in line.items() if key not in ("step", "event", "time", "epoch")}
+    rest = {
+        key.replace("_", " "): value for key, value in line.items() if key not in ("step", "event", "time", "epoch")
+    }
     said = f"step {line['step']:,}: {text(line['event']).replace('_', ' ')}"
     return said + (f" ({text(rest)})" if rest else "")
 
@@ -201,10 +218,18 @@ def splits(view: View) -> list[tuple[str, list[str]]]:
 
 def histogram(view: View, index: int) -> dict[str, Any]:
     """The picture of the documents' lengths, and what else data.json says."""
-    bars = [bar for bar in _list(view.data.get("histogram")) if number(bar.get("to")) != "–" != number(bar.get("documents"))]
+    bars = [
+        bar for bar in _list(view.data.get("histogram")) if number(bar.get("to")) != "–" != number(bar.get("documents"))
+    ]
     name = f"Tokens a document{f', run {index + 1}' if index else ''}"
-    picture = pictures.bars(name, [f"{bar['to']:,}" for bar in bars], [bar["documents"] for bar in bars], index) if bars else ""
-    facts = {key: view.data[key] for key in ("packing", "dropped", "duplicates", "warnings", "source") if view.data.get(key)}
+    picture = (
+        pictures.bars(name, [f"{bar['to']:,}" for bar in bars], [bar["documents"] for bar in bars], index)
+        if bars
+        else ""
+    )
+    facts = {
+        key: view.data[key] for key in ("packing", "dropped", "duplicates", "warnings", "source") if view.data.get(key)
+    }
     problems = {kind: _dict(each).get("count") for kind, each in _dict(view.data.get("problems")).items()}
     samples = [(kind, _list(view.data.get(kind))) for kind in ("shortest", "longest") if _list(view.data.get(kind))]
     facts |= {"problems": problems} if problems else {}

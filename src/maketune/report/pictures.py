@@ -1,15 +1,15 @@
-"""Pictures as inline SVG: the same figures give the same bytes, colours are the page's, and no text of a user is in them."""
+"""Pictures as inline SVG: the same figures give the same bytes, the page's colours, no text of a user in them."""
 
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
-from markupsafe import Markup
 
 from maketune.report.series import Series
 
@@ -51,8 +51,9 @@ class Line:
 
 
 def curves(name: str, lines: Sequence[Line], unit: str = "", marks: Sequence[int] = ()) -> Markup:
-    """An SVG of lines over steps. `name` is its label; `unit`: "", "%" of one, or what an EngFormatter takes; `marks`:
-    steps with a vertical line each. Thinned series show their range, faint, behind their mean."""
+    """An SVG of lines over steps. `name` is its label; `unit`: "%" (of one), "1" or another for an axis from zero
+    with SI prefixes, "" for plain numbers; `marks`: steps with a vertical line each. Thinned series show their range,
+    faint, behind their mean."""
     with rc_context(STYLE | {"svg.hashsalt": name}):
         figure, axes = _axes()
         for line in lines:
@@ -66,13 +67,18 @@ def curves(name: str, lines: Sequence[Line], unit: str = "", marks: Sequence[int
         for step in marks:
             axes.axvline(step, color=MARK, linewidth=1, linestyle=(0, (1, 2)))
         axes.grid(axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         if unit == "%":
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         elif unit:
-            axes.yaxis.set_major_formatter(EngFormatter(unit="" if unit == "1" else unit, sep="\N{NARROW NO-BREAK SPACE}"))
+            engineering = EngFormatter(unit.strip("1"), sep="\N{NARROW NO-BREAK SPACE}")
+            axes.yaxis.set_major_formatter(engineering)
+        else:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if unit:
+            axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
         return _svg(figure, name)
 
@@ -106,7 +112,9 @@ def _series(run: int) -> str:
 def _svg(figure: Figure, name: str) -> Markup:
     """The figure's <svg> alone: no date or other metadata, no style for the whole page, no font, colours by CSS."""
     output = io.StringIO()
-    figure.savefig(output, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(
+        output, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
     text = output.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""A run as the report shows it: its files, read as they are; what is missing or damaged is named, with what makes it."""
+"""A run as the report shows it: its files, read as they are; what is missing or damaged is named."""
 
 import collections
 import json
