@@ -9,7 +9,14 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run", "--hide-scrollbars")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--remote-debugging-pipe",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
 FLAGS += ("--disable-background-networking", "--disable-component-update", "--disable-extensions", "--disable-sync")
 
 
