@@ -1,6 +1,7 @@
 """Headless Chromium, spoken to through its DevTools pipe: what a page asks for, complains of and looks like."""
 
 import base64
+import fcntl
 import json
 import os
 import re
@@ -72,22 +73,20 @@ class Page:
 def page(chromium: str):
     """A page in a browser of its own, ended at the end."""
     to_browser, from_browser = os.pipe(), os.pipe()
-
-    def wire() -> None:  # Chromium reads from 3 and writes to 4
-        ends = [os.dup(to_browser[0]), os.dup(from_browser[1])]
-        for end, number in zip(ends, (3, 4), strict=True):
-            os.dup2(end, number)
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser[0], from_browser[1])]
+    os.close(to_browser[0])
+    os.close(from_browser[1])
+    wired = f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}'  # Chromium reads from 3 and writes to 4
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [chromium, *FLAGS, f"--user-data-dir={profile}"],
-            preexec_fn=wire,
-            close_fds=False,
+            ["bash", "-c", wired, "bash", chromium, *FLAGS, f"--user-data-dir={profile}"],
+            pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(to_browser[0])
-        os.close(from_browser[1])
+        for end in ends:
+            os.close(end)
         with os.fdopen(to_browser[1], "wb") as out, os.fdopen(from_browser[0], "rb") as source:
             waiting = b""
 
