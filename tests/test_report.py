@@ -10,7 +10,8 @@ import workspace
 from maketune.report import page, pictures, series, view
 
 EVIL = """</style></pre></textarea>--><script>document.title = "broken"</script>
-<img src="http://a.example/x" onerror="document.title='broken'"> "' onload='x {{ 7 * 7 }} {% raw %} $\\frac{1}$ &lt; ]]>"""
+<img src="http://a.example/x" onerror="document.title='broken'"> "' onload='x
+{{ 7 * 7 }} {% raw %} $\\frac{1}$ &lt; ]]>"""
 SECTIONS = ["result", "curves", "samples", "data", "settings", "repeat", "environment"]
 SCORES = {"split": "test", "loss": 3.1, "perplexity": 21.7, "bits_per_byte": 1.2, "documents": 9, "tokens": 900}
 
@@ -116,7 +117,7 @@ def test_texts_are_text_in_every_place(tmp_path):
     assert "<img" not in html
     assert html.count("</style>") == html.count("<style>") == 1
     assert html.count("&lt;script&gt;") > 15
-    assert "49" not in re.findall(r"\{\{ 7 \* 7 \}\}|(?<=&#39;x )\d+", html)
+    assert html.count("{{ 7 * 7 }}") > 15
     assert "default-src 'none'" in html
     for picture in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
         assert "script" not in picture and "example" not in picture

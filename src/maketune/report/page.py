@@ -20,7 +20,7 @@ CURVES = (
     ("MFU", "share of the GPU's peak", "%", ("mfu",)),
     ("Memory", "peak so far", "B", ("memory_bytes",)),
     ("GPU memory", "of all processes", "B", ("gpu_memory_bytes",)),
-    ("GPU utilisation", "per cent", "", ("gpu_utilization_percent", "gpu_utilization")),
+    ("GPU utilisation", "per cent", "1", ("gpu_utilization_percent", "gpu_utilization")),
     ("GPU power", "", "W", ("gpu_power_watts", "power_watts")),
     ("GPU temperature", "°C", "", ("gpu_temperature_celsius", "temperature_celsius")),
 )
