@@ -5,7 +5,7 @@
 
 ## the run's settings; by default configs/gpt2.yaml with a GPU, configs/smoke.yaml without
 CONFIG ?=
-## the run's folder in runs/; by default the config's name and the time; one that exists is continued
+## the run's folder in runs/; by default the config's name and the time; one that exists is continued; report takes several
 RUN ?=
 ## your texts: a file (.txt, .csv, .jsonl, .parquet, ...), a folder or a glob, anywhere, or several; -: standard input
 DATA ?=
@@ -23,7 +23,7 @@ FLAVOR ?=
 RUNNER ?= auto
 ## another base image, where the registry is out of reach
 BASE_IMAGE ?=
-## 1: host-setup and clean do not ask
+## 1: host-setup, publish and clean do not ask
 YES ?=
 ## the host's Python, 3.8 or later
 PYTHON ?= python3
@@ -43,7 +43,7 @@ launch = @+'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/d
 	|| { echo 'error: $(PYTHON) is not a Python 3.8 or later' >&2; echo 'hint: install python3, or name one: make PYTHON=/path/to/python3' >&2; exit 3; }; \
 	exec '$(PYTHON)' -B -m maketune_host $@$(dry)
 
-.PHONY: help host-setup doctor image env-verify data train eval generate plan monitor smoke shell test lint lock clean
+.PHONY: help host-setup doctor image env-verify data train eval generate plan report publish monitor smoke shell test lint lock clean
 
 help: ## show this
 	@awk ' \
@@ -79,6 +79,12 @@ generate: ## complete PROMPT with a run's model (the newest's); in a terminal wi
 plan: ## before anything is installed: does CONFIG fit this GPU (or another), how long, is it worth it (ARGS=--help)
 	$(launch)
 
+report: ## a page about RUN (else the newest), or about several side by side (RUN="a b"): curves, figures, how to repeat it
+	$(launch)
+
+publish: ## push RUN's model to the Hub, private: ARGS="--to owner/name" (and --public); shows what goes, and asks
+	$(launch)
+
 monitor: ## watch a run (RUN=, else the newest): nvitop on its GPUs; without a GPU its steps as they come
 	$(launch)
 
@@ -88,7 +94,7 @@ smoke: ## train with configs/smoke.yaml, whatever the hardware: a small model fr
 shell: ## open a shell where the steps run
 	$(launch)
 
-test: ## run the tests (REQUIRE_DOCKER=1: a missing engine is a failure)
+test: ## run the tests (REQUIRE_DOCKER=1, REQUIRE_BROWSER=1: what is missing is a failure)
 	$(launch)
 
 lint: ## check style and formatting

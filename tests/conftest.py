@@ -155,6 +155,17 @@ def engine() -> str:
     return docker.client
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A Chromium. Skips without one; with REQUIRE_BROWSER=1 that is a failure."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not found and os.environ.get("REQUIRE_BROWSER") == "1":
+        pytest.fail("REQUIRE_BROWSER=1, but there is no chromium")
+    if not found:
+        pytest.skip("there is no chromium (Debian: apt-get install chromium)")
+    return found
+
+
 @pytest.fixture(scope="session", name="image")
 def built_image(engine) -> str:
     """The tag of the image of these files."""

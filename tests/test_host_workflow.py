@@ -85,3 +85,39 @@ def test_data_of_a_run_that_exists_is_given_again(steps, tmp_path):
     done = subprocess.run(command, cwd=steps.clone.root, env=environment, capture_output=True, text=True)
     assert f"MAKETUNE_DATA={tmp_path}/texts.csv" in done.stdout
     assert "MAKETUNE_CONFIG" not in done.stdout
+
+
+@pytest.fixture
+def two_runs(steps):
+    for name in ("r", "b"):
+        (steps.clone.root / "runs" / name / "model").mkdir(parents=True)
+        (steps.clone.root / "runs" / name / "manifest.json").write_text("{}")
+        (steps.clone.root / "runs" / name / "model/config.json").write_text("{}")
+    return steps
+
+
+def test_a_report_is_of_the_runs_named_or_of_the_newest(two_runs):
+    verbs, said = two_runs("report")
+    assert verbs == ["report"] and "(the newest)" in said
+    command = [*two_runs.clone.launcher[:-1], "report", "--dry-run"]
+    environment = two_runs.clone.environment | {"RUN": "b r"}
+    done = subprocess.run(command, cwd=two_runs.clone.root, env=environment, capture_output=True, text=True)
+    assert "MAKETUNE_RUN=b " in done.stdout and done.stdout.endswith("-m maketune report r\n")
+    assert "HF_HUB_OFFLINE=1" in done.stdout
+    assert "there is no run none" in two_runs("report", RUN="b none")[1]
+
+
+def test_publishing_takes_a_run_and_a_place_by_name_and_an_answer(two_runs):
+    to = "--to owner/name"
+    assert "which run?" in two_runs("publish", ARGS=to)[1]
+    for wrong in ("", "--to", "--to name", "owner/name", "--to a/b --to c/d", "--to a/b --pubic"):
+        assert "does not say where to" in two_runs("publish", RUN="r", ARGS=wrong)[1], wrong
+    assert two_runs("publish", RUN="r", ARGS=to)[0] == ["publish"]
+    command = [*two_runs.clone.launcher[:-1], "publish"]
+    environment = two_runs.clone.environment | {"RUN": "r", "ARGS": to}
+    options = {"cwd": two_runs.clone.root, "env": environment, "capture_output": True, "text": True}
+    nobody = subprocess.run(command, input="", **options)
+    assert nobody.returncode == 2 and "nobody is there to ask" in nobody.stderr
+    assert "2 bytes  config.json" in nobody.stdout
+    refused = subprocess.run(command, input="n\n", **options)
+    assert refused.returncode == 0 and "nothing pushed" in refused.stderr

@@ -61,6 +61,27 @@ def generate(overrides: Overrides = None) -> None:
 
 
 @app.command()
+def report(
+    others: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs beside it.")] = None,
+) -> None:
+    """Write report.html: the run on a page, or with other runs side by side; print the page's path."""
+    from maketune import report
+
+    report.report(others or [])
+
+
+@app.command()
+def publish(
+    to: Annotated[str, typer.Option(help="The Hub repository, as owner/name.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private without.")] = False,
+) -> None:
+    """Push the run's model/ to the Hub; private, unless it is to be public. Needs a network and a token."""
+    from maketune import publish
+
+    publish.publish(os.environ.get("MAKETUNE_RUN", ""), to, public)
+
+
+@app.command()
 def monitor() -> None:
     """Show each step of the run as it comes, from metrics.jsonl, until the run has ended."""
     from maketune import monitor

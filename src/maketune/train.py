@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from maketune import data, environment, evaluate, generate, model
+from maketune import card, data, environment, evaluate, generate, model
 from maketune.checkpoints import check_run_fits, make_readable, newest, notes_of, saved_weights
 from maketune.config import TrainConfig
 from maketune.data import pack
@@ -44,8 +44,9 @@ def train(overrides: list[str]) -> None:
         print(evaluate.summary(run.read("eval.json")))
     else:
         evaluate.evaluate(overrides)
+    card.write(run)
     generate.generate(overrides)
-    say(f"done: {run.path}  (make eval RUN={run.name}, make generate RUN={run.name} PROMPT=...)")
+    say(f"done: {run.path}  (make report RUN={run.name}, make generate RUN={run.name} PROMPT=...)")
 
 
 def _train(run: Run) -> None:
@@ -197,10 +198,7 @@ def save_model(run: Run, network: torch.nn.Module, tokenizer: Any) -> None:
     network.config.use_cache = True  # the Trainer's setting, not the model's
     network.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
-    base = run.config.model.name if run.config.model.init == "pretrained" else "random weights"
-    settings = (run.path / "config.yaml").read_text(encoding="utf-8")
-    card = f"---\nlibrary_name: transformers\n---\n# {run.name}\n\nTrained from {base}.\n\n```yaml\n{settings}```\n"
-    (beside / "README.md").write_text(card, encoding="utf-8")
+    card.write(run, beside)
     make_readable(beside)
     shutil.rmtree(run.model, ignore_errors=True)
     beside.rename(run.model)

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from maketune_host import decide, inputs
 from maketune_host.errors import Unfit, UserError, say
-from maketune_host.launch import CACHES, Launch, interactive, program, stdin, variables
+from maketune_host.launch import CACHES, ONLINE_STEPS, Launch, interactive, program, stdin, variables
 from maketune_host.process import ask, passing, show, supervise
 
 ONLINE = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "HF_ENDPOINT")
@@ -24,7 +24,7 @@ def run(launch: Launch, verb: str) -> int:
     user = caller(launch)
     nvitop = program(launch, verb, "/venv/bin")
     with _folders(launch, user, verb), _scratch(launch, user) as scratch:
-        token = _token(scratch, user) if verb == "data" and not launch.dry else None
+        token = _token(scratch, user) if verb in ONLINE_STEPS and not launch.dry else None
         content = override(launch, verb, user.name, scratch, token)
         file = scratch / "override.yaml"
         name = f"maketune-{verb}-{secrets.token_hex(4)}"
@@ -37,7 +37,7 @@ def run(launch: Launch, verb: str) -> int:
         elif nvitop:
             command += ["--entrypoint", nvitop[0], "step", *nvitop[1:]]
         else:
-            command += ["data" if verb == "data" else "step", verb, *launch.arguments]
+            command += ["data" if verb in ONLINE_STEPS else "step", verb, *launch.arguments]
         if launch.dry:
             show(command)
             print(f"# with {file.name}:\n{json.dumps(content, indent=2, ensure_ascii=False)}")
@@ -88,7 +88,7 @@ def override(launch: Launch, verb: str, user: str, scratch: Path, token: Optiona
     mounts = [path for path in named if os.path.isabs(path)]
     volumes = [_mount(os.path.realpath(path), path) for path in dict.fromkeys(mounts)]
     service: Dict[str, Any] = {"image": launch.tag, "user": user, "environment": values, "volumes": volumes}
-    content: Dict[str, Any] = {"services": {"data" if verb == "data" else "step": service}}
+    content: Dict[str, Any] = {"services": {"data" if verb in ONLINE_STEPS else "step": service}}
     if user == f"{os.getuid()}:{os.getgid()}":
         service["group_add"] = [
             str(group) for group in os.getgroups()
@@ -100,7 +100,7 @@ def override(launch: Launch, verb: str, user: str, scratch: Path, token: Optiona
         values["NVIDIA_VISIBLE_DEVICES"] = ",".join(_uuids(launch)) or "all"
     elif launch.gpus != "0":
         service["deploy"] = {"resources": {"reservations": {"devices": [_reservation(launch)]}}}
-    if verb == "data":
+    if verb in ONLINE_STEPS:
         values.update((name, os.environ[name]) for name in ONLINE if os.environ.get(name))
         named = [os.environ.get(key, "") for key in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")]
         bundle = next((path for path in named if os.path.isfile(path)), "")

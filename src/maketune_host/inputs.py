@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from maketune_host.errors import UserError, nearest
+from maketune_host.errors import UserError, nearest, say
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -186,6 +186,51 @@ def watched_run(root: Path, name: str) -> str:
     if not there:
         raise UserError("there is no run yet", "make train")
     return name or max(there, key=lambda run: there[run])
+
+
+def reported_runs(root: Path, text: str) -> List[str]:
+    """The runs that RUN names, with spaces between (a name may hold one); without, the one last written to."""
+    if not text or (root / "runs" / text).is_dir():
+        return [watched_run(root, text and run_name(text))]
+    return [watched_run(root, run_name(name)) for name in dict.fromkeys(text.split())]
+
+
+def published_run(root: Path, text: str, arguments: List[str]) -> str:
+    """The run to publish, which must be named, as must be where it goes. Raises UserError."""
+    usage = 'make publish RUN=my-first ARGS="--to owner/name"'
+    if not text:
+        raise UserError("publish: which run? Only one that is named leaves this machine", usage)
+    name = run_name(text)
+    if not (root / "runs" / name).is_dir():
+        there = [path.parent.name for path in (root / "runs").glob("*/model")]
+        raise UserError(f"there is no run runs/{name}", nearest(name, there) or f"make train RUN={name}")
+    if not (root / "runs" / name / "model/config.json").exists():
+        raise UserError(f"runs/{name}: no model yet", f"make train RUN={name}")
+    to = [word for word in arguments if word != "--public"]
+    if len(to) == 1 and to[0].startswith("--to="):
+        to = ["--to", to[0][5:]]
+    if len(to) != 2 or to[0] != "--to" or "/" not in to[1] or not HUB_ID.fullmatch(to[1]):
+        raise UserError(f"publish: ARGS={' '.join(arguments)!r} does not say where to", usage + " (and --public)")
+    return name
+
+
+def agreed(model: Path, unasked: bool, dry: bool) -> bool:
+    """Show the files that go to the Hub, with their sizes, and ask. Raises UserError where nobody is there to ask."""
+    files = [path for path in sorted(model.rglob("*")) if path.is_file()]
+    for path in files:
+        print(f"{path.stat().st_size:>16,} bytes  {path.relative_to(model)}", flush=True)
+    if dry or unasked:
+        return True
+    words = os.environ.get("ARGS", "")
+    who = "for EVERYBODY to see" if "--public" in words.split() else "private"
+    say(f"push these {len(files)} files to the Hub, {who} ({words.strip()})? [y/N]")
+    answer = sys.stdin.readline()
+    if not answer:
+        raise UserError("nobody is there to ask; nothing was pushed", "make publish YES=1 ... does the above")
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    say("nothing pushed")
+    return False
 
 
 def remembered(run: Path) -> Dict[str, str]:

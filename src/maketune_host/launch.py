@@ -13,6 +13,8 @@ from maketune_host.process import ask, terminal
 
 CACHES = ("data", "home", "huggingface", "inductor", "matplotlib", "triton")
 """Folders of .cache that steps write. The others hold what runs on the host."""
+ONLINE_STEPS = ("data", "publish")
+"""They alone have a network, and the Hub's token."""
 PASSED_ON = ("NO_COLOR", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF")
 
 
@@ -60,7 +62,7 @@ class Launch:
 def variables(launch: Launch, verb: str) -> Dict[str, str]:
     """The environment variables of a step, the same in both runners."""
     watched = terminal()
-    online = os.environ.get("HF_HUB_OFFLINE", "") if verb == "data" else "1"
+    online = os.environ.get("HF_HUB_OFFLINE", "") if verb in ONLINE_STEPS else "1"
     values = {
         "MAKETUNE_RUN": launch.run,
         "MAKETUNE_CONFIG": launch.config,

@@ -13,7 +13,7 @@ from maketune_host.errors import INPUT, UNFIT, Stopped, UserError, complain, nea
 from maketune_host.launch import Launch
 from maketune_host.process import ask
 
-STEPS = ("env-verify", "data", "train", "eval", "generate", "monitor", "smoke", "shell")
+STEPS = ("env-verify", "data", "train", "eval", "generate", "report", "publish", "monitor", "smoke", "shell")
 
 
 def setting(name: str, default: str = "") -> str:
@@ -42,6 +42,8 @@ def run(root: Path, target: str, dry: bool) -> int:
     """Do a step and what must come before it; return the exit code."""
     verb = "train" if target == "smoke" else target
     launch = decided(root, verb, smoke=target == "smoke", dry=dry)
+    if verb == "publish" and not inputs.agreed(launch.run_dir / "model", setting("YES") in ("1", "yes"), dry):
+        return 0
     prepare(launch)
     steps = [verb]
     if verb == "train":
@@ -77,11 +79,13 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     config = "configs/smoke.yaml" if smoke else setting("CONFIG")
     config = inputs.config(config, root, started_in) if config else ""
     reason = "smoke" if smoke else "asked for"
-    name = inputs.run_name(setting("RUN")) if setting("RUN") else ""
+    name = inputs.run_name(setting("RUN")) if setting("RUN") and verb != "report" else ""
     if name and (root / "runs" / name).exists() and not (root / "runs" / name).is_dir():
         raise UserError(f"RUN={name}: runs/{name} is a file", "choose another RUN")
     if verb == "monitor":
         return watched(root, name, dry)
+    if verb in ("report", "publish"):
+        return finished(root, verb, dry)
     if verb == "eval" and data and not model:  # other texts for a run's model: a run of its own
         judged = name if name and (root / "runs" / name / "model").is_dir() else inputs.newest_run(root)
         model, name = str(root / "runs" / judged / "model"), "" if judged == name else name
@@ -145,6 +149,23 @@ def watched(root: Path, name: str, dry: bool) -> Launch:
         gpus = str(inputs.read_json(root / "runs" / run / "manifest.json").get("gpus") or gpus)
     launch = device(root, dry, gpus)
     launch.run = run
+    return launch
+
+
+def finished(root: Path, verb: str, dry: bool) -> Launch:
+    """Decide which runs to report on, RUN or the newest, or which to publish: as they are, with no GPU."""
+    arguments = words(os.environ.get("ARGS", ""))
+    if verb == "report":
+        runs = inputs.reported_runs(root, setting("RUN"))
+        if arguments:
+            raise UserError(f"ARGS={os.environ['ARGS']}: report takes none", 'several runs are RUN="a b"')
+        if not setting("RUN"):
+            say(f"run: {runs[0]} (the newest)")
+    else:
+        runs = [inputs.published_run(root, setting("RUN"), arguments)]
+    launch = device(root, dry, "0")
+    launch.run, launch.arguments = runs[0], [*runs[1:], *arguments]
+    launch.command = command_line(verb, launch)
     return launch
 
 
