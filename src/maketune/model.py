@@ -24,7 +24,7 @@ def fetch(config: Config) -> dict[str, Any] | None:
     """
     settings = config.model
     if settings.init == "scratch":
-        return _locate(settings.tokenizer, None, TOKENIZER_FILES) if settings.tokenizer else None
+        return _locate(settings.tokenizer, settings.revision, TOKENIZER_FILES) if settings.tokenizer else None
     source = _locate(settings.name, settings.revision, FILES + TOKENIZER_FILES)
     path = Path(source["path"])
     described = path / "config.json"
@@ -188,9 +188,15 @@ def load(folder: Path) -> "PreTrainedModel":
     return model
 
 
+def checkpoint_activations(network: "PreTrainedModel") -> None:
+    """Keep each block's input alone for the backward pass, which computes the rest again, with the same dropout."""
+    network.activation_checkpointing_enable({"use_reentrant": False})
+
+
 def quieten() -> None:
-    """Keep transformers' own bars and notices out of the output."""
+    """Keep the libraries' own bars and notices out of the output."""
     from transformers.utils import logging
 
+    logging.get_logger("bitsandbytes").setLevel(logging.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -1,7 +1,6 @@
 """The train step: transformers' Trainer over packed rows, going on from the newest whole checkpoint."""
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import torch
 import transformers
 from transformers import Trainer, TrainingArguments
 
-from maketune import data, environment, evaluate, generate, model
-from maketune.checkpoints import check_disk, make_readable, newest, settle
+from maketune import data, environment, evaluate, generate, lora, model
+from maketune.checkpoints import check_disk, newest, settle
 from maketune.config import TrainConfig
 from maketune.data.rows import IGNORED, Rows, collate
 from maketune.data.store import Split
@@ -19,6 +18,7 @@ from maketune.errors import Stopped, UserError
 from maketune.loss import token_loss
 from maketune.progress import say, say_once
 from maketune.runs import Run, alone, open_run
+from maketune.saving import save_model
 from maketune.stopping import StopWhenAsked, stop_signals
 from maketune.telemetry import Metrics
 
@@ -58,8 +58,13 @@ def _train(run: Run, asked: list[int]) -> None:
     tokenizer = model.cached_tokenizer(folder / "tokenizer")
     network = model.initial(run, prepared["model"], tokenizer)
     network.config.use_cache = False
-    parameters = sum(weight.numel() for weight in network.parameters())
-    check_disk(run.path, parameters, run.config.train.save_total_limit)
+    parameters = network.num_parameters()
+    if run.config.train.lora_rank:
+        network = lora.adapt(network, run.config.train)
+    if run.config.train.gradient_checkpointing:
+        model.checkpoint_activations(network)
+    trained = network.num_parameters(only_trainable=True)
+    check_disk(run.path, trained, run.config.train.save_total_limit)
     rows = Rows(Split(folder, "train"), run.config.data.context_length)
     seeds = {"data": run.config.data.seed, "train": run.config.train.seed}
     run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=torch.get_num_threads())
@@ -75,7 +80,9 @@ def _train(run: Run, asked: list[int]) -> None:
     )
     trainer.remove_callback(transformers.PrinterCallback)
     say(
-        f"model: {parameters:,} parameters; {len(rows):,} rows of {rows.length} tokens"
+        f"model: {parameters:,} parameters"
+        + (f", {trained:,} trained beside them" if run.config.train.lora_rank else "")
+        + f"; {len(rows):,} rows of {rows.length} tokens"
         + (f"; from {checkpoint.name}" if checkpoint else "")
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -95,7 +102,9 @@ def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precisio
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.batch_size,  # the whole step's; training_step splits it
         warmup_steps=settings.warmup_steps,
-        lr_scheduler_type=settings.lr_scheduler_type,
+        lr_scheduler_type="cosine_with_min_lr" if settings.min_lr else settings.lr_scheduler_type,
+        lr_scheduler_kwargs={"min_lr": settings.min_lr} if settings.min_lr else None,
+        optim={"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}[settings.optim],
         max_grad_norm=settings.max_grad_norm,
         adam_beta2=settings.adam_beta2,
         seed=settings.seed,
@@ -184,20 +193,3 @@ def restore_threads(run: Run) -> None:
     if threads and threads != torch.get_num_threads():
         say(f"threads: {threads}, as this run began")
         torch.set_num_threads(threads)
-
-
-def save_model(run: Run, network: torch.nn.Module, tokenizer: Any) -> None:
-    """Write model/ as any Hugging Face program loads it: safetensors, config, tokenizer, card; whole or not at all."""
-    beside = run.path / ".model"
-    shutil.rmtree(beside, ignore_errors=True)
-    network.config.use_cache = True  # the Trainer's setting, not the model's
-    network.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    base = run.config.model.name if run.config.model.init == "pretrained" else "random weights"
-    settings = (run.path / "config.yaml").read_text(encoding="utf-8")
-    card = f"---\nlibrary_name: transformers\n---\n# {run.name}\n\nTrained from {base}.\n\n```yaml\n{settings}```\n"
-    (beside / "README.md").write_text(card, encoding="utf-8")
-    make_readable(beside)
-    shutil.rmtree(run.model, ignore_errors=True)
-    beside.rename(run.model)
-    say(f"model: {run.model}  ({time.strftime('%H:%M:%S')})")
