@@ -17,6 +17,7 @@ from maketune.loss import token_loss
 
 WIDTH = 64  # squared, the 4,096 weights from which bitsandbytes keeps moments in 8 bits
 SETTINGS = (f"train.lora_rank={WIDTH}", "train.lora_dropout=0.1", "train.optim=adamw_8bit", "train.max_steps=12")
+SETTINGS += ("train.lr_scheduler_type=cosine", "train.min_lr=1e-3")
 
 
 def gpt2(width=8, **more):
@@ -65,6 +66,12 @@ def test_a_checkpoint_holds_the_adapter_alone_and_moments_of_8_bits(folder):
     assert "adapter_model.safetensors" in os.listdir(checkpoint) and "model.safetensors" not in os.listdir(checkpoint)
     sizes = {path.stem: path.stat().st_size for path in checkpoint.iterdir()}
     assert sizes["optimizer"] < sizes["adapter_model"]  # 2 bytes a weight and its scales, where plain AdamW has 8
+
+
+def test_a_cosine_ends_at_min_lr(folder):
+    lines = [json.loads(line) for line in (folder / "runs/lora/metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert max(rates) == 1e-2 and 1e-3 <= rates[-1] < 1.3e-3
 
 
 def test_an_adapters_run_killed_and_repeated_ends_in_the_same_weights(folder):
