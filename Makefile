@@ -11,7 +11,7 @@ RUN ?=
 DATA ?=
 ## a model to start from: a folder, or a Hub id as gpt2
 MODEL ?=
-## handed through: "train.max_steps=40 data.text_column=body" to steps, options to host-setup, doctor, plan, test and lock
+## handed through: "train.max_steps=40 data.text_column=body" to steps, options to host-setup, doctor, plan, bench, test and lock
 ARGS ?=
 ## what generate completes; @file: each line of a file, -: of standard input, none: what you type in the terminal
 PROMPT ?=
@@ -43,7 +43,7 @@ launch = @+'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/d
 	|| { echo 'error: $(PYTHON) is not a Python 3.8 or later' >&2; echo 'hint: install python3, or name one: make PYTHON=/path/to/python3' >&2; exit 3; }; \
 	exec '$(PYTHON)' -B -m maketune_host $@$(dry)
 
-.PHONY: help host-setup doctor image env-verify data train eval generate plan report publish monitor smoke shell test lint lock clean
+.PHONY: help host-setup doctor image env-verify data train eval generate plan report publish monitor bench smoke shell test lint lock clean
 
 help: ## show this
 	@awk ' \
@@ -86,6 +86,9 @@ publish: ## push RUN's model to the Hub, private: ARGS="--to owner/name" (and --
 	$(launch)
 
 monitor: ## watch a run (RUN=, else the newest): nvitop on its GPUs; without a GPU its steps as they come
+	$(launch)
+
+bench: ## measure training against the usual scripts on this machine (ARGS=--json; ARGS=data: the data step)
 	$(launch)
 
 smoke: ## train with configs/smoke.yaml, whatever the hardware: a small model from scratch in a minute or two

@@ -89,6 +89,14 @@ def monitor() -> None:
     monitor.monitor()
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[data] [OPTIONS]")] = None) -> None:
+    """Measure training (`data`: the data step) against the usual scripts, by turns; --help lists its options."""
+    from maketune import bench
+
+    bench.bench(arguments or [])
+
+
 def main(call: Callable[[], None] = app) -> None:
     """Run the program and turn whatever ends it into an exit code, with one clear error where the user can mend it."""
     signal.signal(signal.SIGTERM, _terminate)  # so that what is half done is cleared away

@@ -26,7 +26,7 @@ class ModelConfig(Section):
     name: str = "openai-community/gpt2"
     """Hub id or folder of the pretrained model."""
     revision: str | None = None
-    """Commit of the Hub repository; without one the newest is taken, and recorded."""
+    """Commit of the Hub repository (of `tokenizer` for `scratch`); without one the newest is taken, and recorded."""
     tokenizer: str | None = None
     """Hub id or folder of another tokenizer; for `scratch` alone."""
     vocab_size: int | None = Field(None, ge=257, le=2**20)
@@ -135,7 +135,20 @@ class TrainConfig(Section):
     """Steps; below 1, the share of all steps."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_grad_norm: float = Field(1.0, gt=0)
+    min_lr: float = Field(0, ge=0, le=1)
+    """Where `lr_scheduler_type: cosine` ends."""
     adam_beta2: float = Field(0.999, gt=0, lt=1)
+    optim: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps both moments in 8 bits (embeddings' in 32): 2 bytes a weight in place of 8."""
+    gradient_checkpointing: bool = False
+    """Keep each block's input alone and compute the rest again in the backward pass: about a third slower."""
+    lora_rank: int | None = Field(None, ge=1, le=2**16)
+    """Train an adapter of this rank beside the frozen weights; it is merged into model/ and kept in adapter/."""
+    lora_alpha: float | None = Field(None, gt=0)
+    """The adapter counts alpha / rank; none: twice the rank."""
+    lora_dropout: float = Field(0, ge=0, lt=1)
+    lora_target_modules: list[str] | None = None
+    """Names of the modules that get an adapter; none: every linear one but the head."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 from compute capability 8.0, fp16 below, fp32 on the CPU."""
     torch_compile: Literal["auto"] | bool = "auto"
@@ -166,6 +179,16 @@ class TrainConfig(Section):
             raise ValueError("max_steps must be at least 1, or -1 for as many as num_train_epochs make")
         if self.eval_steps == 0 and (self.load_best_model_at_end or self.early_stopping_patience):
             raise ValueError("load_best_model_at_end and early_stopping_patience need evaluations: eval_steps is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if not self.lora_rank and (self.lora_alpha or self.lora_dropout or self.lora_target_modules is not None):
+            raise ValueError("lora_alpha, lora_dropout and lora_target_modules need lora_rank, as in lora_rank: 16")
+        if self.lora_target_modules == []:
+            raise ValueError("lora_target_modules names none; leave it out for every linear module but the head")
+        if self.min_lr and (self.lr_scheduler_type != "cosine" or self.min_lr > self.learning_rate):
+            raise ValueError("min_lr is for lr_scheduler_type: cosine, and at most learning_rate")
         return self
 
 
@@ -214,6 +237,12 @@ class Config(Section):
     def _stride_skips_nothing(self) -> "Config":
         if (self.eval.stride or 1) > self.data.context_length:
             raise ValueError(f"eval.stride = {self.eval.stride}: beyond the context length, so tokens would be skipped")
+        return self
+
+    @model_validator(mode="after")
+    def _adapts_something(self) -> "Config":
+        if self.train.lora_rank and self.model.init == "scratch":
+            raise ValueError("train.lora_rank: an adapter beside random weights learns little; for a pretrained model")
         return self
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maketune import judge, model
+from maketune import card, judge, model
 from maketune.device import choose_device
 from maketune.errors import UserError
 from maketune.judge import Judgement, figures
@@ -34,6 +34,8 @@ def evaluate(overrides: list[str]) -> None:
         run.write("eval.json", scores)
         scores["before"] = before(run, scores, device.value)
         run.write("eval.json", scores)
+        if run.model.exists():
+            card.write(run)
     print(summary(scores), flush=True)
 
 

@@ -12,7 +12,7 @@ from maketune.runs import Run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
+FILES = ["README.md", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
 TOKENIZER_FILES = ["tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
 
 
@@ -24,7 +24,7 @@ def fetch(config: Config) -> dict[str, Any] | None:
     """
     settings = config.model
     if settings.init == "scratch":
-        return _locate(settings.tokenizer, None, TOKENIZER_FILES) if settings.tokenizer else None
+        return _locate(settings.tokenizer, settings.revision, TOKENIZER_FILES) if settings.tokenizer else None
     source = _locate(settings.name, settings.revision, FILES + TOKENIZER_FILES)
     path = Path(source["path"])
     described = path / "config.json"
@@ -194,8 +194,9 @@ def checkpoint_activations(network: "PreTrainedModel") -> None:
 
 
 def quieten() -> None:
-    """Keep transformers' own bars and notices out of the output."""
+    """Keep the libraries' own bars and notices out of the output."""
     from transformers.utils import logging
 
+    logging.get_logger("bitsandbytes").setLevel(logging.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from maketune import card, data, environment, evaluate, generate, model
-from maketune.checkpoints import check_run_fits, make_readable, newest, notes_of, saved_weights
+from maketune import data, environment, evaluate, generate, lora, model
+from maketune.checkpoints import check_run_fits, newest, notes_of, saved_weights
 from maketune.config import TrainConfig
 from maketune.data import pack
 from maketune.data.rows import Rows, collate
@@ -24,6 +23,7 @@ from maketune.microbatch import MicroBatches
 from maketune.progress import say, say_once
 from maketune.resumable import ResumableTrainer
 from maketune.runs import Run, alone, open_run
+from maketune.saving import save_model
 from maketune.stopping import Schedule, stop_signals
 from maketune.telemetry import Metrics, prepare_reports
 
@@ -44,7 +44,6 @@ def train(overrides: list[str]) -> None:
         print(evaluate.summary(run.read("eval.json")))
     else:
         evaluate.evaluate(overrides)
-    card.write(run)
     generate.generate(overrides)
     say(f"done: {run.path}  (make report RUN={run.name}, make generate RUN={run.name} PROMPT=...)")
 
@@ -66,9 +65,15 @@ def _train(run: Run) -> None:
     checkpoint = newest(checkpoints)
     restore_threads(notes_of(checkpoint).threads or run.read("manifest.json").get("threads"))
     tokenizer = model.cached_tokenizer(folder / "tokenizer")
+    generate.check(run, tokenizer)  # better now than after the training
     network = model.initial(run, prepared["model"], tokenizer)
     network.config.use_cache = False
-    parameters = sum(weight.numel() for weight in network.parameters())
+    parameters = network.num_parameters()
+    if run.config.train.lora_rank:
+        network = lora.adapt(network, run.config.train)
+    if run.config.train.gradient_checkpointing:
+        model.checkpoint_activations(network)
+    trained = network.num_parameters(only_trainable=True)
     shutil.rmtree(checkpoints / ".staging", ignore_errors=True)
     saved = 12 * sum(weight.numel() for weight in saved_weights(network))  # in fp32, with Adam's two moments
     check_run_fits(checkpoints, saved, run.config.train.save_total_limit + 1, 4 * parameters)  # 1: the best
@@ -92,7 +97,9 @@ def _train(run: Run) -> None:
         )
         trainer.remove_callback(transformers.PrinterCallback)
         say(
-            f"model: {parameters:,} parameters; {len(rows):,} rows of {rows.length} tokens"
+            f"model: {parameters:,} parameters"
+            + (f", {trained:,} trained beside them" if run.config.train.lora_rank else "")
+            + f"; {len(rows):,} rows of {rows.length} tokens"
             + (f"; from {checkpoint.name}" if checkpoint else "")
         )
         with stop_signals(asked):
@@ -110,7 +117,9 @@ def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precisio
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.batch_size,  # the whole step's; training_step splits it
         warmup_steps=settings.warmup_steps,
-        lr_scheduler_type=settings.lr_scheduler_type,
+        lr_scheduler_type="cosine_with_min_lr" if settings.min_lr else settings.lr_scheduler_type,
+        lr_scheduler_kwargs={"min_lr": settings.min_lr} if settings.min_lr else None,
+        optim={"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}[settings.optim],
         max_grad_norm=settings.max_grad_norm,
         adam_beta2=settings.adam_beta2,
         seed=settings.seed,
@@ -189,17 +198,3 @@ def restore_threads(threads: int | None) -> None:
     if threads and threads != torch.get_num_threads():
         say(f"threads: {threads}, as this run began")
         torch.set_num_threads(threads)
-
-
-def save_model(run: Run, network: torch.nn.Module, tokenizer: Any) -> None:
-    """Write model/ as any Hugging Face program loads it: safetensors, config, tokenizer, card; whole or not at all."""
-    beside = run.path / ".model"
-    shutil.rmtree(beside, ignore_errors=True)
-    network.config.use_cache = True  # the Trainer's setting, not the model's
-    network.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    card.write(run, beside)
-    make_readable(beside)
-    shutil.rmtree(run.model, ignore_errors=True)
-    beside.rename(run.model)
-    say(f"model: {run.model}  ({time.strftime('%H:%M:%S')})")

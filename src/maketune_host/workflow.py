@@ -13,7 +13,7 @@ from maketune_host.errors import INPUT, UNFIT, Stopped, UserError, complain, nea
 from maketune_host.launch import Launch
 from maketune_host.process import ask
 
-STEPS = ("env-verify", "data", "train", "eval", "generate", "report", "publish", "monitor", "smoke", "shell")
+STEPS = ("env-verify", "data", "train", "eval", "generate", "report", "publish", "monitor", "bench", "smoke", "shell")
 
 
 def setting(name: str, default: str = "") -> str:
@@ -86,6 +86,10 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
         return watched(root, name, dry)
     if verb in ("report", "publish"):
         return finished(root, verb, dry)
+    if verb == "bench":
+        launch = device(root, dry)
+        launch.run, launch.arguments = inputs.new_run("bench"), words(os.environ.get("ARGS", ""))  # the run stays empty
+        return launch
     if verb == "eval" and data and not model:  # other texts for a run's model: a run of its own
         judged = name if name and (root / "runs" / name / "model").is_dir() else inputs.newest_run(root)
         model, name = str(root / "runs" / judged / "model"), "" if judged == name else name
