@@ -100,13 +100,16 @@ class ChunkedLoss(torch.autograd.Function):
             matrix = weight.detach().to(dtype)
             # MKL multiplies by a transposed view at half the speed
             turned = matrix.t().contiguous() if device == "cpu" else matrix.t()
-            for places, targets in zip(kept.split(size := chunk_tokens(device)), labels.split(size), strict=True):
+            size = min(chunk_tokens(device), len(kept))
+            # made once: a CPU pays for new memory with a page fault every 4 kB
+            blocks = [hidden.new_empty(size, len(weight), dtype=each) for each in (dtype, exact)]
+            for places, targets in zip(kept.split(size or 1), labels.split(size or 1), strict=True):
                 states = hidden.detach()[places].to(dtype)
-                logits = states @ turned
+                logits, shares = (block[: len(places)] for block in blocks)
+                torch.mm(states, turned, out=logits)
                 highest, where = logits.max(-1, keepdim=True)
                 wanted = logits.gather(1, targets[:, None])
-                shares = torch.softmax(logits, -1, dtype=exact)
-                del logits
+                torch.softmax(logits, -1, dtype=exact, out=shares)
                 # log(sum(exp)) from the softmax at the maximum, which is 1 / sum(exp(x - maximum))
                 total += (highest.to(exact) - shares.gather(1, where).log() - wanted.to(exact)).sum()
                 if wants_hidden or wants_weight:

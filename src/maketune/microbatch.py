@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maketune import compiled
+from maketune.activations import fuse_gelu
 from maketune.data.rows import IGNORED
 from maketune.dropout import by_rows, seed_rows
 from maketune.errors import OUT_OF_MEMORY, UserError, out_of_memory
@@ -53,6 +54,7 @@ class MicroBatches:
         self.network, self.size, self.seed = network, size, seed
         self.backward, self.autocast, self.note = backward, autocast, note
         self.sites = by_rows(network)
+        fuse_gelu(network)
         split_head(network)  # tried now, before the blocks are compiled
 
     def prepare(self, run: Run, optimizer: torch.optim.Optimizer, steps: int) -> None:
