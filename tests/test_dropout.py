@@ -90,3 +90,16 @@ def test_compiled_code_draws_the_same_pattern():
     seed_rows([site], 1, 0, torch.tensor([4, 2]))
     given = torch.randn(2, 10, 8)
     assert torch.equal(torch.compile(site, backend="aot_eager")(given), site(given))
+
+
+def test_gelu_in_one_pass_gives_the_same_numbers():
+    from maketune.activations import fuse_gelu
+
+    spelled, fused = gpt2().eval(), gpt2().eval()
+    fuse_gelu(fused)
+    assert isinstance(fused.transformer.h[1].mlp.act, nn.GELU)
+    ids = torch.randint(50, (3, 16))
+    for each in (spelled, fused):
+        each(input_ids=ids, use_cache=False).logits.square().sum().backward()
+    for one, other in zip(spelled.parameters(), fused.parameters(), strict=True):
+        assert (one.grad - other.grad).norm() < 1e-6 * one.grad.norm()

@@ -5,9 +5,9 @@ from torch import nn
 from maketune.device import Choice
 
 SECONDS = 120
-"""What compiling takes: about a minute for forward and backward, and as much again for a batch of another shape."""
+"""What compiling is taken to cost, both passes and a second shape of batch; an estimate, not measured on a GPU here."""
 SAVED = 0.2
-"""The share of a step's time that it saves at least; fused elementwise work is about a third of a GPT-2's step."""
+"""The share of a step's time that it is taken to save; likewise an estimate, and a careful one."""
 
 
 def choose(wanted: str | bool, device: str, steps: int, step_seconds: float) -> Choice:
