@@ -73,3 +73,16 @@ def test_data_of_a_run_that_exists_is_given_again(steps, tmp_path):
     done = subprocess.run(command, cwd=steps.clone.root, env=environment, capture_output=True, text=True)
     assert f"MAKETUNE_DATA={tmp_path}/texts.csv" in done.stdout
     assert "MAKETUNE_CONFIG" not in done.stdout
+
+
+def test_texts_piped_in_reach_the_data_step_and_are_not_asked_for_again(steps):
+    environment = steps.clone.environment | {"RUN": "r", "DATA": "-"}
+    command = [*steps.clone.launcher[:-1], "data"]
+    done = subprocess.run(command, cwd=steps.clone.root, env=environment, input=b"one\ntwo\n", capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (steps.clone.run / "copy").read_bytes() == b"one\ntwo\n"
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "manifest.json").write_text(json.dumps({"inputs": {"DATA": "-"}}))
+    assert "with DATA=-" in steps("train", RUN="r", CONFIG="")[1]
+    (steps.clone.run / "data.json").write_text("{}")
+    assert steps("train", RUN="r", CONFIG="")[0] == ["env-verify", "train"]
