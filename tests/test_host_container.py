@@ -44,7 +44,7 @@ def test_a_runtime_without_its_hook_is_named_itself_since_the_engine_cannot_sele
 def test_the_override_holds_paths_literally_and_mounts_each_once():
     launch = Launch(Path("/repo"), "docker", "cu124", "0", [], Docker(), run="r", data="/a $b:c", model="/a $b:c")
     service = container.override(launch, "train", "1:1", Path("/none"))["services"]["step"]
-    assert [mount["target"] for mount in service["volumes"]] == ["/a $$b:c"]
+    assert [mount["target"] for mount in service["volumes"]][:3] == ["/a $$b:c"]
     assert service["volumes"][0]["read_only"]
     assert service["environment"]["MAKETUNE_DATA"] == "/a $$b:c"
     assert service["environment"]["HF_HUB_OFFLINE"] == "1"
@@ -82,6 +82,25 @@ def test_the_data_step_reads_a_file_of_any_name_and_can_write_nothing_else(conta
     assert "eth0" in (contained.run / "network").read_text()
     assert {path.stat().st_uid for path in contained.run.rglob("*")} == {os.getuid()}
     assert contained.nothing_is_left()
+
+
+@pytest.mark.container
+def test_texts_piped_in_reach_the_data_step(contained):
+    command = [*contained.launcher[:-1], "data"]
+    environment = contained.environment | {"DATA": "-"}
+    done = subprocess.run(
+        command, cwd=contained.root, env=environment, input="one\ntwo\n", text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (contained.run / "copy").read_text() == "one\ntwo\n"
+
+
+def test_every_file_folder_and_glob_of_data_is_mounted():
+    launch = Launch(Path("/repo"), "docker", "cu124", "0", [], Docker(), run="r", data="/a/*.txt\n/b c.csv")
+    launch.test_data = "/d"
+    service = container.override(launch, "data", "1:1", Path("/none"))["services"]["data"]
+    assert [mount["target"] for mount in service["volumes"]][:3] == ["/a", "/b c.csv", "/d"]
+    assert service["environment"]["MAKETUNE_DATA"] == "/a/*.txt\n/b c.csv"
 
 
 @pytest.mark.container

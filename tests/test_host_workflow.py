@@ -121,3 +121,16 @@ def test_publishing_takes_a_run_and_a_place_by_name_and_an_answer(two_runs):
     assert "2 bytes  config.json" in nobody.stdout
     refused = subprocess.run(command, input="n\n", **options)
     assert refused.returncode == 0 and "nothing pushed" in refused.stderr
+
+
+def test_texts_piped_in_reach_the_data_step_and_are_not_asked_for_again(steps):
+    environment = steps.clone.environment | {"RUN": "r", "DATA": "-"}
+    command = [*steps.clone.launcher[:-1], "data"]
+    done = subprocess.run(command, cwd=steps.clone.root, env=environment, input=b"one\ntwo\n", capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (steps.clone.run / "copy").read_bytes() == b"one\ntwo\n"
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "manifest.json").write_text(json.dumps({"inputs": {"DATA": "-"}}))
+    assert "with DATA=-" in steps("train", RUN="r", CONFIG="")[1]
+    (steps.clone.run / "data.json").write_text("{}")
+    assert steps("train", RUN="r", CONFIG="")[0] == ["env-verify", "train"]

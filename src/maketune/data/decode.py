@@ -77,11 +77,11 @@ class Reading:
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[BinaryIO]:
     """The file's content, out of its archive. Raises UserError where the archive is cut off or damaged."""
-    import pyarrow as pa
-
     ending = Path(path).suffix.lower()
     try:
         if ending == ".zst":  # not zstandard's reader, which takes a truncated file for a whole one
+            import pyarrow as pa
+
             with pa.OSFile(path) as file, pa.CompressedInputStream(file, "zstd") as stream:
                 yield stream
         else:

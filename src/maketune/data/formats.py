@@ -5,14 +5,14 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 
 import orjson
 
 from maketune.data import sources
 from maketune.data.columnar import read_arrow, read_parquet
 from maketune.data.decode import DAMAGE, Block, Reading, blocks, lines, refuse_bytes, texts
-from maketune.data.fields import check_columns, chooser, row_text
+from maketune.data.fields import Unusable, check_columns, chooser, row_text
 from maketune.data.problems import shorten
 from maketune.errors import UserError
 
@@ -103,23 +103,30 @@ def _csv(reading: Reading, delimiter: str = ",") -> Iterator[list[str]]:
     csv.field_size_limit(data.max_document_bytes)
     delimiter = data.delimiter or delimiter
     rows = csv.reader(chain.from_iterable(source()), strict=True, delimiter=delimiter)
-    choose, header, index, ready = chooser(data), [], -1, []
+    choose, header, start = chooser(data), [], 1
     while True:
-        start = rows.line_num + 1
+        batch, error = [], None
         try:
-            row = next(rows, None)
-        except csv.Error as error:
-            _bad_csv(reading, start, str(error))
-            continue
-        if row is None:
-            break
+            for row in islice(rows, BATCH):
+                batch.append(row)
+        except csv.Error as caught:
+            error = caught
+        ended = not error and len(batch) < BATCH
         if not header:
-            if row:
-                _check_header(reading, start, row, delimiter)
-                header, index = row, row.index(data.text_column) if data.template is None else -1
-            continue
-        if len(row) != len(header):
-            if row:
+            start, header, batch = _header(reading, start, batch, delimiter)
+        index = header.index(data.text_column) if header and data.template is None else -1
+        if not broken and index >= 0 and set(map(len, batch)) <= {len(header)}:
+            found = [row[index] for row in batch]
+            if _all_good(reading, found, sum(map(len, found)) * 4):
+                yield found
+                start, batch = rows.line_num + 1 if not error else start + sum(map(_height, batch)), []
+        ready = []
+        for row in batch:
+            if len(row) == len(header):
+                text = row[index] if index >= 0 else choose(dict(zip(header, row, strict=True)))
+                if (not broken or reading.whole(text, start)) and reading.keep(text, start):
+                    ready.append(text)
+            elif row:
                 reading.bad(
                     "ragged",
                     reading.place(start),
@@ -129,14 +136,30 @@ def _csv(reading: Reading, delimiter: str = ",") -> Iterator[list[str]]:
                 )
             else:
                 reading.keep("", start)
-            continue
-        text = row[index] if index >= 0 else choose(dict(zip(header, row, strict=True)))
-        if (not broken or reading.whole(text, start)) and reading.keep(text, start):
-            ready.append(text)
-            if len(ready) == BATCH:
-                yield ready
-                ready = []
-    yield ready
+            start += _height(row)
+        yield ready
+        if error:
+            _bad_csv(reading, start, str(error))
+            start = rows.line_num + 1
+        elif ended:
+            return
+
+
+def _height(row: list[str]) -> int:
+    """Lines that a row takes up."""
+    return 1 + sum(field.count("\n") for field in row)
+
+
+def _header(
+    reading: Reading, start: int, batch: list[list[str]], delimiter: str
+) -> tuple[int, list[str], list[list[str]]]:
+    """Number of the line after the header, the header, and the rows behind it."""
+    for number, row in enumerate(batch):
+        if row:
+            _check_header(reading, start, row, delimiter)
+            return start + _height(row), row, batch[number + 1 :]
+        start += 1
+    return start, [], []
 
 
 def _check_header(reading: Reading, line: int, header: list[str], delimiter: str) -> None:
@@ -168,22 +191,24 @@ def _tsv(reading: Reading) -> Iterator[list[str]]:
 
 def _jsonl(reading: Reading) -> Iterator[list[str]]:
     column = reading.data.text_column if reading.data.template is None else None
-    limit = reading.data.max_document_bytes
     for block in blocks(reading, skip=True):
-        ready: list[str] = []
-        for number, line in enumerate(block.content.split(b"\n"), block.line):
-            if not line:
-                continue
-            try:
-                text = orjson.loads(line)[column]
-                if type(text) is str and text and len(line) <= limit and not text.isspace() and "\0" not in text:
-                    ready.append(text)
-                    continue
-            except (ValueError, KeyError, TypeError, IndexError):
-                pass
-            if not line.isspace():
-                ready += _odd_line(reading, block, number, line)
-        yield ready
+        rows = block.content.split(b"\n")
+        if not rows[-1]:
+            rows.pop()
+        try:
+            found = [orjson.loads(row)[column] for row in rows]
+            fast = "\0" not in "".join(found) and _all_good(reading, found, len(block.content))
+        except (ValueError, KeyError, TypeError, IndexError):
+            fast = False
+        if not fast:
+            numbered = enumerate(rows, block.line)
+            found = [text for number, row in numbered if row.strip() for text in _odd_line(reading, block, number, row)]
+        yield found
+
+
+def _all_good(reading: Reading, found: list[str], size: int) -> bool:
+    """Whether all of the texts, of `size` bytes together, can be used as they are; if not, one by one says which."""
+    return all(found) and not any(map(str.isspace, found)) and size <= reading.data.max_document_bytes
 
 
 def _odd_line(reading: Reading, block: Block, number: int, raw: bytes) -> list[str]:
@@ -216,31 +241,34 @@ def _odd_line(reading: Reading, block: Block, number: int, raw: bytes) -> list[s
 
 def _json(reading: Reading) -> Iterator[list[str]]:
     """A list of objects or of strings, decoded one at a time."""
-    buffer, at, line, column = "", 0, 1, 1
+    buffer, at, counted, line, column = "", 0, 0, 1, 1
     source, ended = texts(reading), False
     decode, choose, white = json.JSONDecoder().raw_decode, chooser(reading.data), re.compile(r"[ \t\n]*")
     limit, state, ready = reading.data.max_document_bytes, "start", []
 
     def fill() -> None:
-        nonlocal buffer, at, ended
+        nonlocal buffer, at, counted, ended
+        place()
         _, text, damaged = next(source, (0, "", False))
         if damaged and (found := DAMAGE.search(text)):
             raise UserError(f"{reading.path}: damaged JSON near {shorten(text[found.start() :])}", "mend it")
-        buffer, at, ended = buffer[at:] + text, 0, not text
+        buffer, at, counted, ended = buffer[at:] + text, 0, 0, not text
 
-    def move(end: int) -> None:
-        nonlocal at, line, column
-        if (breaks := buffer.count("\n", at, end)) > 0:
-            line, column, at = line + breaks, end - buffer.rfind("\n", at, end), end
+    def place() -> str:
+        nonlocal counted, line, column
+        if breaks := buffer.count("\n", counted, at):
+            line, column = line + breaks, at - buffer.rfind("\n", counted, at)
         else:
-            column, at = column + end - at, end
+            column += at - counted
+        counted = at
+        return reading.place(line, column)
 
     def fail(said: str, hint: str = "a .json file holds a list of objects or of strings") -> UserError:
         row = shorten(buffer[at : at + 200])
-        return UserError(f"{reading.place(line, column)}: not valid JSON: {said}, in {row}", hint)
+        return UserError(f"{place()}: not valid JSON: {said}, in {row}", hint)
 
     while True:
-        move(white.match(buffer, at).end())
+        at = white.match(buffer, at).end()
         if at == len(buffer) and not ended:
             fill()
             continue
@@ -272,19 +300,23 @@ def _json(reading: Reading) -> Iterator[list[str]]:
                 if near_end and not ended and len(buffer) - at <= limit:
                     fill()
                     continue
-                move(getattr(error, "pos", at) if said != "nested too deeply" else at)
+                at = getattr(error, "pos", at)
                 raise fail(said if mark else "the file ends within the list") from None
-            place, number = reading.place(line, column), line
             if isinstance(row, str) and reading.data.template is None:
                 row = {reading.data.text_column: row}
-            ready += row_text(reading, row, place, number, choose)
-            move(end)
+            try:
+                text = choose(row)
+                found = [text] if text and not text.isspace() and (end - at) * 4 <= limit else None
+            except (Unusable, TypeError, AttributeError):
+                found = None
+            ready += row_text(reading, row, place(), line, choose) if found is None else found
+            at = end
             state = "after"
             if len(ready) >= BATCH:
                 yield ready
                 ready = []
             continue
-        move(at + 1)
+        at += 1
 
 
 READERS = {
