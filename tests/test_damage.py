@@ -203,15 +203,16 @@ def test_memory_and_disk_have_their_exit_codes_whoever_says_it(error, code, caps
 
 
 def test_an_unreadable_folder_is_an_error_and_not_left_out(tmp_path, monkeypatch):
-    from maketune.data import read
+    from maketune.config import DataConfig
+    from maketune.data import sources
 
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "sub").mkdir()
 
     def refused(root, onerror):
-        onerror(PermissionError(13, "Permission denied", str(root / "sub")))
+        onerror(PermissionError(13, "Permission denied", os.path.join(root, "sub")))
         return iter(())
 
-    monkeypatch.setattr(read.os, "walk", refused)  # root, as which tests may run, reads everything
+    monkeypatch.setattr(sources.os, "walk", refused)  # root, as which tests may run, reads everything
     with pytest.raises(PermissionError):
-        read.files(str(tmp_path))
+        sources.files(DataConfig(path=str(tmp_path)))

@@ -100,6 +100,8 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[data] 
 def main(call: Callable[[], None] = app) -> None:
     """Run the program and turn whatever ends it into an exit code, with one clear error where the user can mend it."""
     signal.signal(signal.SIGTERM, _terminate)  # so that what is half done is cleared away
+    # transformers imports peft, peft bitsandbytes, and that a compiler with its pool of processes: 1.5 s at each start
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

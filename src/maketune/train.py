@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import TrainingArguments
+from transformers.utils import is_bitsandbytes_available
 
 from maketune import data, environment, evaluate, generate, lora, model
 from maketune.checkpoints import check_run_fits, newest, notes_of, saved_weights
@@ -109,6 +111,9 @@ def _train(run: Run) -> None:
 
 def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precision: Choice) -> TrainingArguments:
     """The Trainer's arguments for a run's settings."""
+    if settings.optim == "adamw_8bit" and sys.modules.get("bitsandbytes", True) is None:
+        del sys.modules["bitsandbytes"]  # as cli.py hid it
+        is_bitsandbytes_available.cache_clear()
     result = TrainingArguments(
         output_dir=str(checkpoints),
         learning_rate=settings.learning_rate,
