@@ -208,11 +208,13 @@ def test_an_unreadable_folder_is_an_error_and_not_left_out(tmp_path, monkeypatch
 
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "sub").mkdir()
+    scandir = os.scandir
 
-    def refused(root, onerror):
-        onerror(PermissionError(13, "Permission denied", os.path.join(root, "sub")))
-        return iter(())
+    def refuse(folder):  # root, as which tests may run, reads everything
+        if os.path.basename(folder) == "sub":
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
 
-    monkeypatch.setattr(sources.os, "walk", refused)  # root, as which tests may run, reads everything
+    monkeypatch.setattr(sources.os, "scandir", refuse)
     with pytest.raises(PermissionError):
         sources.files(DataConfig(path=str(tmp_path)))
