@@ -64,7 +64,7 @@ image: ## build the image, if the one for these files is not there
 env-verify: ## check packages, libraries, driver and GPU, kernels that really run, mounts, user, disk
 	$(launch)
 
-data: ## read, check, split and tokenize the texts; fetch the model; the only step with a network
+data: ## read, check, split and tokenize the texts; fetch the model; has a network, as publish has, and no other step
 	$(launch)
 
 train: ## train, or go on training: does all that is missing before it, then evaluates and samples
