@@ -30,7 +30,7 @@ def env_verify(overrides: Overrides = None) -> None:
 
 @app.command()
 def data(overrides: Overrides = None) -> None:
-    """Read, check, split and tokenize the texts, and fetch the model; write data.json. With publish, the only step with a network."""
+    """Read, check, split and tokenize the texts, and fetch the model; write data.json. Has a network."""
     from maketune import data
 
     data.prepare(overrides or [])

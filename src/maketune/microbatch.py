@@ -19,7 +19,7 @@ from maketune.model import checkpoint_activations
 from maketune.progress import say
 from maketune.runs import Run
 
-CPU_TOKENS = 1024
+CPU_TOKENS = 2048
 """In a micro-batch on a CPU: two rows of 512, the fastest prototype's; more rows take memory and bring no speed."""
 
 
