@@ -34,7 +34,7 @@ def test_training_leaves_a_card_with_data_settings_and_figures(folder):
     text = (folder / "runs/first/model/README.md").read_text()
     scores = json.loads((folder / "runs/first/eval.json").read_text())
     data = json.loads((folder / "runs/first/data.json").read_text())
-    assert f"| perplexity | {scores['perplexity']:.2f} |" in text
+    assert f"| perplexity | {scores['before']['perplexity']:.2f} | {scores['perplexity']:.2f} |" in text
     assert f"| train | {data['train']['documents']:,} | {data['train']['tokens']:,} |" in text
     assert "max_steps: 2" in text and "commit 0123abc" in text
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -219,7 +220,8 @@ def test_a_session_answers_line_by_line_and_outlives_ctrl_c(prepared):
     def until(text: str) -> None:
         nonlocal seen
         while text not in seen:
-            seen += os.read(ours, 1000).decode()
+            assert select.select([ours], [], [], 300)[0], seen
+            seen += os.read(ours, 1000).decode(errors="replace")
         seen = seen.split(text, 1)[1]
 
     until("> ")

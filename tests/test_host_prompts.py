@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import subprocess
 
 import pytest
@@ -55,6 +56,7 @@ def test_a_terminal_without_a_prompt_is_a_session(step):
     def until(text):
         nonlocal seen
         while text not in seen:
+            assert select.select([ours], [], [], 300)[0], seen
             seen += os.read(ours, 1000).decode(errors="replace")
 
     until("a terminal")

@@ -15,7 +15,7 @@ MODELS.update({"distilgpt2": (6, 768, 12), "gpt2-small": MODELS["gpt2"]})
 MFU = 0.35
 """Share of the dense peak that training reaches, unless told: 29 % an early nanoGPT (nanoGPT#182), 57 % a compiled
 GPT-2 124M at 110,000 tokens a second on an RTX 4090 (tylerromero.com, speedrun worklog). None sustains 90 %."""
-CPU_TOKENS = 1024
+CPU_TOKENS = 2048
 """In memory at once on a CPU, unless told."""
 SCRATCH = {"vocab_size": 8192, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.1}
 """What config.py's ModelConfig gives a new model where the config says nothing."""
@@ -122,8 +122,8 @@ def memory(run: Run, gpu: bool = True) -> Memory:
     - optimizer: AdamW's two moments in fp32, 8 bytes; 8-bit AdamW (Dettmers et al. 2021) 2 bytes, and 8 a block of 256.
     - activations: what autograd keeps of a layer for a token: `layer_bytes`; with checkpointing each layer's input,
       and one layer whole while it is recomputed (Chen et al. 2016). And the backward pass's own, 32 w a token.
-    - logits: of the loss's chunk, 2,048 tokens on a GPU and 256 on a CPU, with softmax and gradient; the head's
-      gradient, complete before it is added to the rest; one copy of the head, turned (CPU) or as product (GPU).
+    - logits: of the loss's chunk, 2,048 tokens on a GPU and 256 on a CPU, at 16 bits with softmax and gradient beside;
+      the head's gradient, complete before it is added to the rest, and at 16 bits the product that is added to it.
     - overhead: CUDA's context and cuBLAS's workspaces, 0.6 GB, and 5 % that the allocator cannot use.
 
     Left out: other programs' share of the card (a desktop: 0.3 to 1 GB), NCCL's buffers (0.2 GB with several GPUs),
@@ -143,8 +143,8 @@ def memory(run: Run, gpu: bool = True) -> Memory:
         whole = rows * (4 * model.width * (model.layers + 1) + layer)
     working = rows * (16 if run.half else 32) * model.width
     block = min(2048 if gpu else 256, rows) * model.vocabulary
-    logits = (8.0 if run.half else 12.0) * block + rows * 4 * model.width
-    logits += (0 if run.lora_rank else 4.0 * head) + (2.0 if run.half else 0.0 if gpu else 4.0) * head
+    logits = (8.0 if run.half else 4.0) * block + rows * 4 * model.width
+    logits += (0 if run.lora_rank else 4.0 * head) + (2.0 if run.half else 0.0) * head
     gradients = 4.0 * run.trained
     if run.micro_batch * run.gpus >= run.batch:
         gradients = max(0.0, gradients - whole - working - logits)
@@ -155,15 +155,12 @@ def memory(run: Run, gpu: bool = True) -> Memory:
 def layer_bytes(run: Run) -> float:
     """Bytes that autograd keeps of a layer for a token, counted with torch's saved-tensor hooks on GPT-2 of
        transformers 5.23.
-    Without dropout: in fp32 112 w (norms 16, queries, keys and values 12, attention's output 4, GELU, spelled out in
-    eight operations, 80), under autocast 60 w; and the mask of packed documents, T entries. Dropout: a byte for each
-    of 2 w. Korthikanti et al. 2022 count 34 w and 5 a T at 16 bits, with a GELU in one piece and whole attention
-    scores.
+    Without dropout: in fp32 64 w (norms 16, queries, keys and values 12, attention's output 4, GELU in one piece 32),
+    under autocast 36 w; and the mask of packed documents, T entries. Dropout: a byte for each
+    of 2 w. Korthikanti et al. 2022 count 34 w and 5 a T at 16 bits, with whole attention scores.
     """
     size = 2 if run.half else 4
-    return (
-        (60 if run.half else 112) * run.model.width + size * run.context + (2 * run.model.width if run.dropout else 0)
-    )
+    return (36 if run.half else 64) * run.model.width + size * run.context + (2 * run.model.width if run.dropout else 0)
 
 
 def optimal_tokens(parameters: float) -> float:
