@@ -32,8 +32,8 @@ def test_each_step_has_a_line_and_the_monitor_ends_with_the_run(watched):
     code, lines, said = watched
     assert (code, said) == (0, "runs/whole: trained\n")
     steps = [line.split()[1] for line in lines if "learning rate" in line]
-    assert steps == [str(step) for step in range(1, 47)]
-    assert [line.split()[1] for line in lines if "perplexity" in line] == ["23", "46"]
+    assert steps == [str(step) for step in range(1, 49)]
+    assert [line.split()[1] for line in lines if "perplexity" in line] == ["24", "48"]
     assert "tokens/s" in lines[0] and " GB" in lines[0]
 
 
