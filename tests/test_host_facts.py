@@ -95,7 +95,9 @@ def test_what_refuses_is_there_and_what_does_not_answer_is_not(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     try:
-        said = network.reach({"there": address, "gone": "http://127.0.0.1:9/", "odd": "nonsense"}, 5)
+        said = network.reach(
+            {"there": address, "gone": "http://127.0.0.1:9/", "odd": "nonsense", "port": "http://a:b/"}, 5
+        )
     finally:
         server.shutdown()
         server.server_close()

@@ -74,6 +74,29 @@ def test_other_texts_are_judged_whole_by_the_runs_model_with_its_settings(steps,
     assert "config: configs/smoke.yaml (asked for)" in steps("eval", DATA=str(tmp_path / "texts.csv"))[1]
 
 
+def test_a_runs_model_by_its_folder_is_that_run(steps):
+    (steps.clone.run / "model").mkdir()
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "data.json").write_text("{}")
+    for verb in ("eval", "generate"):
+        verbs, said = steps(verb, MODEL="runs/r/model", CONFIG="")
+        assert verbs[-1] == verb and "run: runs/r" in said
+    verbs, said = steps("generate", MODEL="gpt2")
+    assert verbs == [] and "takes no MODEL" in said
+
+
+def test_an_evaluation_is_recorded_as_it_was_asked_for(steps, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n")
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "data.json").write_text("{}")
+    (steps.clone.run / "manifest.json").write_text(json.dumps({"inputs": {"DATA": str(tmp_path / "texts.csv")}}))
+    command = [*steps.clone.launcher[:-1], "eval", "--dry-run"]
+    environment = steps.clone.environment | {"RUN": "r", "CONFIG": ""}
+    done = subprocess.run(command, cwd=steps.clone.root, env=environment, capture_output=True, text=True)
+    assert f"MAKETUNE_DATA={tmp_path}/texts.csv" in done.stdout
+    assert "MAKETUNE_COMMAND='make eval RUN=r GPUS=0 FLAVOR=cu124 RUNNER=local'" in done.stdout
+
+
 def test_data_of_a_run_that_exists_is_given_again(steps, tmp_path):
     (tmp_path / "texts.csv").write_text("text\n")
     (steps.clone.run / "config.yaml").write_text("{}")

@@ -82,7 +82,7 @@ class DataConfig(Section):
     """Several columns as a text, as in "{title}\\n\\n{text}"; text, numbers and truth values fill it. {{ is a brace."""
     on_error: Literal["fail", "skip", "replace"] = "fail"
     """skip: leave damaged documents out, counted; replace: U+FFFD for what is not UTF-8, and fail at the rest."""
-    max_document_bytes: int = Field(2**26, ge=1, le=2**31 - 1)
+    max_document_bytes: int = Field(67_108_864, ge=1, le=2**31 - 1)
     """A longer document, or row, is taken for an error."""
     context_length: int = Field(512, ge=8, le=2**20)
     """Tokens that the model sees at once."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,7 @@ def quieten() -> None:
     """Keep the libraries' own bars and notices out of the output."""
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning)  # for those who write code, not for those who train
     logging.get_logger("bitsandbytes").setLevel(logging.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -1,5 +1,6 @@
 """What a first run brings from elsewhere, and whether it can be reached."""
 
+import http.client
 import os
 import sys
 import threading
@@ -15,8 +16,8 @@ INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 def addresses(base_image: str, seconds: float) -> Dict[str, str]:
     """What to ask: the base image's registry, the index that uv takes, the Hub."""
-    first = base_image.partition("/")[0]
-    registry = first if "." in first or ":" in first else "registry-1.docker.io"
+    first, slash, _ = base_image.partition("/")
+    registry = first if slash and ("." in first or ":" in first) else "registry-1.docker.io"
     found = {"image registry": f"https://{registry}/v2/"}
     named = (os.environ.get(key) for key in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"))  # as uv is called
     index = next(filter(None, named), "") or ask([sys.executable, "-c", INDEX], seconds).output
@@ -36,7 +37,7 @@ def reach(addresses: Dict[str, str], seconds: float) -> Dict[str, str]:
             said[name] = ""
         except urllib.error.HTTPError:
             said[name] = ""  # refused, but there
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             said[name] = str(getattr(error, "reason", error))
 
     # Daemons: a name that nobody resolves holds a thread for longer than any time limit.

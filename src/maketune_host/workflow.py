@@ -90,6 +90,12 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
         launch = device(root, dry)
         launch.run, launch.arguments = inputs.new_run("bench"), words(os.environ.get("ARGS", ""))  # the run stays empty
         return launch
+    if verb in ("eval", "generate") and model and not data and not name:  # a run's model, on its own texts
+        path = Path(os.path.realpath(model))
+        if path.name == "model" and path.parent.parent == (root / "runs").resolve():
+            model, name = "", path.parent.name
+    if verb == "generate" and model:
+        raise UserError("generate completes with a run's model, and takes no MODEL", "name the run: RUN=my-first")
     if verb == "eval" and data and not model:  # other texts for a run's model: a run of its own
         judged = name if name and (root / "runs" / name / "model").is_dir() else inputs.newest_run(root)
         model, name = str(root / "runs" / judged / "model"), "" if judged == name else name
@@ -128,7 +134,8 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     launch.run = name or inputs.new_run("eval" if verb == "eval" else Path(config).stem)
     if setting("RUN") or not existing:
         say("run: runs/{} ({})".format(launch.run, "goes on" if existing else "new"))
-    launch.command = command_line(verb, launch)
+    given = launch if verb in ("data", "train") else replace(launch, data=data, model=model)
+    launch.command = command_line(verb, given)
     return launch
 
 
