@@ -80,7 +80,7 @@ def test_a_runs_model_by_its_folder_is_that_run(steps):
     (steps.clone.run / "data.json").write_text("{}")
     for verb in ("eval", "generate"):
         verbs, said = steps(verb, MODEL="runs/r/model", CONFIG="")
-        assert verbs[-1] == verb and "run: runs/r" in said
+        assert verbs[-1] == verb and "runs/r/config.yaml" in said
     verbs, said = steps("generate", MODEL="gpt2")
     assert verbs == [] and "takes no MODEL" in said
 
