@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: threads that spin starve others
+
 import workspace
 from containers import FLAVOR, STRANGER, make
 from maketune_host import checks, facts, image, venv

@@ -71,7 +71,7 @@ def test_every_command_is_one_that_make_understands(clone, command):
 def test_the_quick_start_and_the_examples_with_own_texts_do_what_is_promised(clone):
     quick = run(clone, COMMANDS[0])
     assert quick.returncode == 0
-    assert re.search(r"^evaluation \(test\): perplexity [\d.]+", quick.stdout, re.MULTILINE)
+    assert re.search(r"^ *perplexity +[\d,.]+ +[\d.]+ +\(95 %: ", quick.stdout, re.MULTILINE)
     (first,) = (clone / "runs").iterdir()
     assert first.name.startswith("smoke-")
     for command in COMMANDS[2:13]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import types
 from types import SimpleNamespace
@@ -111,7 +112,7 @@ def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, ca
     assert {"train/loss", "train/learning_rate", "train/grad_norm", "train/mfu"} <= set(shown.Tags()["scalars"])
     said = capsys.readouterr().err
     assert "step 5/5  loss 2.500" in said
-    assert "MFU 0%" in said
+    assert re.search(r"MFU \d+%", said)
 
 
 def test_a_dashboard_whose_package_is_missing_is_named_with_the_fix(folder):
