@@ -229,3 +229,13 @@ def test_make_plan_takes_the_config_and_the_card_of_the_host(tmp_path):
     wrong = plan_there("ARGS=--gpu X")
     assert wrong.returncode == 2 and "Error 2" in wrong.stderr
     assert "-m maketune.plan" in plan_there("-n").stdout
+
+
+def test_a_model_from_scratch_has_the_vocabulary_of_its_tokenizer(tmp_path):
+    from maketune.plan import inputs
+
+    (tmp_path / "data.json").write_text('{"vocabulary": 388}')
+    (tmp_path / "none.json").write_text("{}")
+    assert inputs.data_vocabulary(tmp_path / "data.json") == 388
+    assert inputs.data_vocabulary(tmp_path / "none.json") == inputs.data_vocabulary(tmp_path / "gone.json") == 0
+    assert content("--config", "configs/gpt2-scratch.yaml")["model"]["parameters"] == 124_439_808

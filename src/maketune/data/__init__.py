@@ -67,6 +67,7 @@ def prepare(overrides: list[str]) -> None:
         content = {
             **meta["splits"],
             **{key: meta[key] for key in ("dropped", "duplicates", "problems", "histogram", "shortest", "longest")},
+            "vocabulary": meta["vocabulary"],
             "packing": packing,
             "warnings": warnings(meta["splits"], data.context_length),
             "cache_key": key,

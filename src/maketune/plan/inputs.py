@@ -102,6 +102,14 @@ def data_tokens(path: Path) -> int:
         raise UserError(f"{path} is no data.json of a run", "`make data` writes runs/RUN/data.json") from None
 
 
+def data_vocabulary(path: Path) -> int:
+    """Tokens that the tokenizer of a data.json knows; 0 where it does not say."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["vocabulary"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 class Speed(NamedTuple):
     """What an earlier run of this machine reached."""
 

@@ -166,8 +166,10 @@ def known_model(options: argparse.Namespace, tree: Dict[str, Any], context: int)
             raise UserError("--layers, --width and --heads go together", "as in --layers 12 --width 768 --heads 12")
         return "a GPT-2", checked(Model(*shape, options.vocabulary or 50257, context))
     if tree.get("init") == "scratch" and not options.model:
-        values = [tree.get(key) or plan.SCRATCH[key] for key in ("n_layer", "n_embd", "n_head", "vocab_size")]
-        return "a new GPT-2", checked(Model(*values, context))
+        values = [tree.get(key) or plan.SCRATCH[key] for key in ("n_layer", "n_embd", "n_head")]
+        named = 50257 if tree.get("tokenizer") else tree.get("vocab_size") or plan.SCRATCH["vocab_size"]
+        known = inputs.data_vocabulary(options.data) if options.data else 0  # a small text makes fewer than asked for
+        return "a new GPT-2", checked(Model(*values, options.vocabulary or known or named, context))
     name = str(options.model or tree["name"])
     described = Path(name) / "config.json"
     if described.is_file():

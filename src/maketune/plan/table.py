@@ -39,7 +39,8 @@ def verdict(made: Plan) -> List[str]:
     """Whether it fits; if not, what would."""
     need = f"{gigabytes(made.memory.total)} of {gigabytes(made.room)}"
     if not made.gpu:
-        return [f"needs {gigabytes(made.memory.total)} of memory (--gpu NAME tells whether a card holds it)"]
+        need = f"needs {gigabytes(made.memory.total)} of memory beside the 0.5 GB of the process itself"
+        return [f"{need} (--gpu NAME tells whether a card holds it)"]
     if made.fits:
         return [f"fits: {need} on the {made.gpu.name}"]
     result = [f"DOES NOT FIT: {need} on the {made.gpu.name}. What would, cheapest first:"]
@@ -61,9 +62,13 @@ def warnings(made: Plan) -> List[str]:
 
 
 def memory_lines(made: Plan) -> List[str]:
-    """Memory by part."""
-    parts = "   ".join(f"{part} {value / 1e9:.2f}" for part, value in made.memory._asdict().items() if value)
-    return [f"memory      {gigabytes(made.memory.total)}" + (" a GPU" if made.run.gpus > 1 else "") + f" = {parts}"]
+    """Memory by part, at the moment of the peak: with one micro-batch a step the gradients are not there yet."""
+    parts = [f"{part} {gigabytes(value)}" for part, value in made.memory._asdict().items() if value]
+    whole = gigabytes(made.memory.total) + (" a GPU" if made.run.gpus > 1 else "")
+    return [
+        f"memory      {whole} = {' + '.join(parts[:3])}",
+        *([" " * 12 + f"+ {' + '.join(parts[3:])}"] * (len(parts) > 3)),
+    ]
 
 
 def time_lines(made: Plan) -> List[str]:
