@@ -122,3 +122,24 @@ def test_every_config_of_the_repository_is_valid():
     assert {"smoke.yaml", "gpt2.yaml"} <= {path.name for path in paths}
     for path in paths:
         load_config(str(path), [])
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "wanted"),
+    [
+        ("template", "# {title}", "# {title}"),
+        ("template", r"{title}\n\n{text} #1", "{title}\n\n{text} #1"),
+        ("delimiter", "~", "~"),
+        ("delimiter", r"\t", "\t"),
+        ("text_column", "title #2", "title #2"),
+        ("path", "-", "-"),
+        ("path", "[a, b]", ["a", "b"]),
+    ],
+)
+def test_a_text_given_on_the_command_line_is_taken_as_it_stands(tmp_path, key, given, wanted):
+    (tmp_path / "c.yaml").write_text("data: {path: x}\n")
+    assert getattr(load_config(str(tmp_path / "c.yaml"), [f"data.{key}={given}"]).data, key) == wanted
+
+
+def test_a_temperature_that_divides_by_nothing_is_refused(tmp_path):
+    assert "0, or at least 0.01" in problem(tmp_path, "data: {path: x}\ngenerate: {temperature: 1.0e-40}")

@@ -317,3 +317,13 @@ def test_a_context_beyond_the_models_is_refused(folder, monkeypatch):
     GPT2LMHeadModel(GPT2Config(n_positions=16, n_layer=1, n_embd=8, n_head=1, vocab_size=300)).save_pretrained("small")
     with pytest.raises(UserError, match="sees 16 tokens at most"):
         prepare(monkeypatch, MAKETUNE_MODEL="./small")
+
+
+def test_tokens_of_the_right_size_with_other_bytes_are_made_anew(folder, monkeypatch, capsys):
+    prepared = prepare(monkeypatch, "one")
+    (tokens,) = (data.CACHE / prepared["cache_key"]).glob("train.*.tokens")
+    whole = tokens.read_bytes()
+    tokens.write_bytes(b"\0" * 100 + whole[100:])
+    prepare(monkeypatch, "two")
+    assert "is damaged, and made anew" in capsys.readouterr().err
+    assert tokens.read_bytes() == whole

@@ -239,3 +239,20 @@ def test_a_model_from_scratch_has_the_vocabulary_of_its_tokenizer(tmp_path):
     assert inputs.data_vocabulary(tmp_path / "data.json") == 388
     assert inputs.data_vocabulary(tmp_path / "none.json") == inputs.data_vocabulary(tmp_path / "gone.json") == 0
     assert content("--config", "configs/gpt2-scratch.yaml")["model"]["parameters"] == 124_439_808
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mfu", "nan"], "--mfu nan"),
+        (["--mfu", "-1"], "--mfu -1"),
+        (["--tokens-per-second", "nan"], "no speed"),
+        (["train.batch_size=-1"], "no training"),
+        (["data.context_length=-5"], "no training"),
+        (["train.lora_rank=-4"], "no training"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(words, message):
+    done = run("--config", "configs/gpt2.yaml", "--gpu", "RTX 4090", "--tokens", "1e9", *words)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr

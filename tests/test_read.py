@@ -241,3 +241,31 @@ def test_too_long_a_line_is_left_out_without_being_held(tmp_path, monkeypatch, n
     found, dropped = texts(tmp_path / name, on_error="skip", max_document_bytes=45)
     assert len(found) == 3
     assert dropped == {"too_long": 2}
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_a_damaged_later_stream_of_an_archive_is_not_taken_for_garbage(tmp_path, ending, compress):
+    first, second = compress(b"one\n"), compress(b"two\n")
+    whole, torn = tmp_path / f"whole.txt.{ending}", tmp_path / f"torn.txt.{ending}"
+    whole.write_bytes(first + second)
+    torn.write_bytes(first + bytes([second[0] ^ 1]) + second[1:])
+    assert texts(whole)[0] == ["one", "two"]
+    with pytest.raises(UserError, match=r"torn\.txt"):
+        texts(torn)
+
+
+def test_an_arrow_stream_cut_between_two_batches_is_not_taken_for_whole(tmp_path):
+    table = pa.table({"text": ["a", "b", "c", "d"]})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    content = (tmp_path / "a.arrow").read_bytes()
+    assert len(texts(tmp_path / "a.arrow")[0]) == 4
+    (tmp_path / "a.arrow").write_bytes(content[:-8])
+    with pytest.raises(UserError, match="without its end mark"):
+        texts(tmp_path / "a.arrow")
+
+
+def test_a_text_file_has_no_columns_for_a_template(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    with pytest.raises(UserError, match=r"no columns for data\.template"):
+        list(read.documents(DataConfig(path=str(tmp_path / "a.txt"), template="{text}"), Problems()))

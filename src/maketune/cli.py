@@ -152,6 +152,7 @@ def os_hint(error: OSError) -> str:
 
     return {
         errno.ENOSPC: "free some space (`make clean` lists what maketune holds), then repeat: finished work is kept",
+        errno.EFBIG: "a limit on file sizes (ulimit -f) is in the way; raise it, then repeat: finished work is kept",
         errno.EDQUOT: "your disk quota is used up; free some space, then repeat: finished work is kept",
         errno.EACCES: "give yourself access to it (ls -l, chown, chmod)",
         errno.EROFS: "that file system is read-only; runs/ and .cache/ must be writable",

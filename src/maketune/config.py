@@ -4,7 +4,7 @@ import difflib
 import re
 import string
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -211,7 +211,7 @@ class GenerateConfig(Section):
     """PROMPT on the command line goes first; there `@file` is a prompt a line of a file, `-` of standard input."""
     max_new_tokens: int = Field(60, ge=1, le=2**20)
     temperature: float = Field(0.8, ge=0, le=100)
-    """0: always the likeliest token."""
+    """0: always the likeliest token; else at least 0.01."""
     top_k: int = Field(50, ge=0, le=2**20)
     """0: all tokens."""
     top_p: float = Field(0.95, gt=0, le=1)
@@ -222,6 +222,12 @@ class GenerateConfig(Section):
     batch_size: int = Field(8, ge=1, le=2**16)
     """Completions at once in memory; changes no text."""
     seed: int = Field(42, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _not_too_cold(self) -> "GenerateConfig":
+        if 0 < self.temperature < 0.01:
+            raise ValueError(f"temperature = {self.temperature}: 0, or at least 0.01")
+        return self
 
 
 class Config(Section):
@@ -283,13 +289,22 @@ def load_config(path: str, overrides: list[str], *, data: str = "", model: str =
             homes = [name for name, home in Config.model_fields.items() if key in home.annotation.model_fields]
             hint = f"did you mean {homes[0]}.{override}?" if homes else 'as in ARGS="train.max_steps=40"'
             raise UserError(f"{override!r} is not of the form section.key=value", hint)
-        try:
-            value = yaml.load(text, _Loader)
-            _section(tree, section)[field] = text if isinstance(value, dict) else value  # "{title}" is a template
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-            _section(tree, section)[field] = text
+        _section(tree, section)[field] = _value(section, field, text)
         lines.pop((section, field), None)
     return _validate(tree, path, lines)
+
+
+def _value(section: str, field: str, text: str) -> Any:
+    """An override's value: of a field that holds text as it stands, for YAML cuts at ` #`; else as in a file."""
+    home = Config.model_fields.get(section)
+    known = home.annotation.model_fields.get(field) if home else None
+    is_text = known and str in (known.annotation, *get_args(known.annotation))
+    if is_text and text not in ("null", "") and text[:1] != "[":
+        return text.replace("\\n", "\n").replace("\\t", "\t") if field in ("template", "delimiter") else text
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return text
 
 
 def _section(tree: dict, name: str) -> dict:

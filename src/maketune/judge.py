@@ -79,7 +79,7 @@ def figures(nats: float, tokens: int, size: int) -> dict[str, float]:
 
 def tokens_of(run: Run) -> Path:
     """The folder of the run's tokens. Raises UserError where there is none."""
-    folder = data.CACHE / run.read("data.json").get("cache_key", "-")
+    folder = data.CACHE / str(run.read("data.json").get("cache_key", "-"))
     if not folder.exists():
         raise UserError(f"{run.path}: no data yet", f"make data RUN={run.name}")
     return folder

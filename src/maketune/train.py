@@ -53,7 +53,7 @@ def train(overrides: list[str]) -> None:
 def _train(run: Run) -> None:
     prepare_reports(run)
     prepared = run.read("data.json")
-    folder = data.CACHE / prepared.get("cache_key", "")
+    folder = data.CACHE / str(prepared.get("cache_key") or "-")
     if not prepared or not folder.exists():
         raise UserError(f"{run.path}: no data yet", f"make data RUN={run.name}")
     if run.config.train.deterministic:

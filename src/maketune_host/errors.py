@@ -57,6 +57,7 @@ def os_hint(error: OSError) -> str:
     """What to do about an error of the operating system."""
     return {
         errno.ENOSPC: "free some space (`make clean` lists what maketune holds), then repeat: finished work is kept",
+        errno.EFBIG: "a limit on file sizes (ulimit -f) is in the way; raise it, then repeat: finished work is kept",
         errno.EDQUOT: "your disk quota is used up; free some space, then repeat: finished work is kept",
         errno.EACCES: "give yourself access to it (ls -l, chown, chmod)",
         errno.EPERM: "give yourself access to it (ls -l, chown, chmod)",

@@ -21,7 +21,7 @@ from maketune.runs import open_run, write_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT = 2
+FORMAT = 3
 """Part of every cache key; raised when what is written changes."""
 BATCH_LETTERS, BATCH_DOCUMENTS = 2**19, 2**12
 NOT_IN_TOKENS = {"path", "test_path", "dataset", "dataset_config", "dataset_revision", "dataset_split", "builtin"}
@@ -120,7 +120,7 @@ def build(
     meta["dropped"] = found.problems.dropped() | {reason: count for reason, count in left_out.items() if count}
     meta["duplicates"] = {"policy": data.duplicates, "count": found.copies}
     meta["problems"] = found.problems.summary()
-    meta["files"] = store.sizes(folder)
+    meta["files"] = store.digests(folder)
     write_whole(folder / "meta.json", json.dumps(meta))
 
 

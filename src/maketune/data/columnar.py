@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 256
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""What an Arrow stream ends with; one that was cut between two messages reads like a whole one."""
 
 
 def read_parquet(reading: Reading) -> Iterator[list[str]]:
@@ -42,6 +44,9 @@ def read_arrow(reading: Reading) -> Iterator[list[str]]:
                 file = pa.ipc.open_file(source)
                 batches = (file.get_batch(number) for number in range(file.num_record_batches))
             except pa.ArrowInvalid:
+                source.seek(source.size() - min(source.size(), len(END_OF_STREAM)))
+                if source.read() != END_OF_STREAM:
+                    raise pa.ArrowInvalid("a stream without its end mark") from None
                 source.seek(0)
                 file = batches = pa.ipc.open_stream(source)
             check_columns(shown(reading.path), reading.data, file.schema.names)

@@ -1,16 +1,18 @@
 """Bytes of a file, out of its archive, in blocks of whole lines; and those as text. Damage is named with its place."""
 
+import _compression
 import bz2
 import contextlib
 import gzip
+import io
 import lzma
 import re
 import shlex
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from maketune.config import DataConfig
 from maketune.data.problems import Problems, shorten
@@ -18,7 +20,18 @@ from maketune.data.sources import shown
 from maketune.errors import UserError
 
 CHUNK = 2**20
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _strictly(decompressor: Callable[[], Any]) -> Callable[[str, str], BinaryIO]:
+    """An opener for which all of a file must be streams: Python's own take a damaged later one for garbage."""
+
+    def opener(path: str, mode: str) -> BinaryIO:
+        return io.BufferedReader(_compression.DecompressReader(open(path, mode), decompressor, trailing_error=()))
+
+    return opener
+
+
+OPENERS = {".gz": gzip.open, ".bz2": _strictly(bz2.BZ2Decompressor), ".xz": _strictly(lzma.LZMADecompressor)}
 DAMAGE = re.compile("[\0\udc80-\udcff]+")
 """NUL, and the bytes that are no UTF-8 as `surrogateescape` leaves them."""
 LINE_END = re.compile(rb"\r\n|\r|\n")

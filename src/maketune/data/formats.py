@@ -25,6 +25,8 @@ def read_file(reading: Reading) -> Iterator[list[str]]:
 
 
 def _txt(reading: Reading) -> Iterator[list[str]]:
+    if reading.data.template is not None:
+        raise UserError(f"{sources.shown(reading.path)}: a .txt has no columns for data.template", "leave it out")
     by = {"line": _by_line, "paragraph": _by_paragraph, "document": _by_document}
     return by[reading.data.sample_by](reading)
 

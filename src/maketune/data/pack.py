@@ -76,7 +76,7 @@ def _write(starts: np.ndarray, length: int, packing: bool, folder: Path) -> None
         "pieces": pieces,
         "cuts": pieces - documents,
     }
-    (folder / "meta.json").write_text(json.dumps({"files": store.sizes(folder), "summary": summary}))
+    (folder / "meta.json").write_text(json.dumps({"files": store.digests(folder), "summary": summary}))
 
 
 def _windows(starts: np.ndarray, length: int, packing: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -66,17 +67,22 @@ def settle(folder: Path, target: Path) -> None:
             raise
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Name and bytes of each file below the folder but for its meta.json, which says so."""
+def digests(folder: Path) -> dict[str, str]:
+    """Name and SHA-256 of each file below the folder but for its meta.json, which says so."""
     files = (path for path in folder.rglob("*") if path.is_file() and path != folder / "meta.json")
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    return {str(path.relative_to(folder)): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def whole(folder: Path) -> bool:
-    """Whether the folder's files are there, with the sizes that its meta.json says."""
+    """Whether the folder's files are there, as its meta.json says."""
     try:
         files = read_meta(folder)["files"]
-        return all((folder / name).stat().st_size == size for name, size in files.items())
+        return all(_digest(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

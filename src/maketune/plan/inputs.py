@@ -97,8 +97,11 @@ def overridden(tree: Tree, words: List[str]) -> Tree:
 def data_tokens(path: Path) -> int:
     """Training tokens of a data.json. Raises UserError for a file that is none."""
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["train"]["tokens"])
-    except (OSError, ValueError, KeyError, TypeError):
+        tokens = int(json.loads(path.read_text(encoding="utf-8"))["train"]["tokens"])
+        if tokens < 1:
+            raise ValueError(tokens)
+        return tokens
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         raise UserError(f"{path} is no data.json of a run", "`make data` writes runs/RUN/data.json") from None
 
 

@@ -98,6 +98,7 @@ def settings(run: Run, other: Run) -> Dict[str, Any]:
 
 def make(options: argparse.Namespace) -> Plan:
     """The plan for the options. Raises UserError for an unknown GPU or model, or settings that make no sense."""
+    check_shares(options)
     tree = inputs.defaults()
     if options.config:
         for section, values in inputs.read_config(Path(options.config)).items():
@@ -124,6 +125,11 @@ def make(options: argparse.Namespace) -> Plan:
         dropout=tree["model"].get("dropout") or (0.1 if name in MODELS else 0),
         gpus=options.gpus,
     )
+    if not (1 <= run.context < 1e9 and 1 <= run.batch < 1e9 and 0 <= run.lora_rank < 1e6):
+        raise UserError(
+            f"{run.batch} x {run.context} tokens a step, LoRA rank {run.lora_rank}: no training",
+            "give whole numbers above 0",
+        )
     if run.context > model.positions and name in MODELS:
         raise UserError(f"{name} sees {model.positions:,} tokens, not {run.context:,}", f"--context {model.positions}")
     room = gpu.memory if gpu else 0.0
@@ -142,6 +148,14 @@ def make(options: argparse.Namespace) -> Plan:
         made.ways = [way for way in plan.ways_to_fit(run, room) if not (scratch and way[0].lora_rank)]
         made.cards = [card.name for card in plan.cards_that_fit(run)]
     return made
+
+
+def check_shares(options: argparse.Namespace) -> None:
+    """Raise UserError for an MFU or a speed that there cannot be (nan is none either)."""
+    if not 0 < options.mfu <= 1:
+        raise UserError(f"--mfu {options.mfu}: a share of the peak, above 0 and at most 1", "0.35 is usual")
+    if options.tokens_per_second is not None and not 1e-3 <= options.tokens_per_second <= 1e12:
+        raise UserError(f"--tokens-per-second {options.tokens_per_second}: no speed", "as in metrics.jsonl")
 
 
 def known_gpu(name: str) -> Gpu:
@@ -212,6 +226,8 @@ def run_tokens(options: argparse.Namespace, train: Dict[str, Any], run: Run) -> 
         return steps * run.batch * run.context, f"{steps:,} steps of {run.batch} x {run.context}"
     if options.data:
         epochs = float(train["num_train_epochs"])
+        if not 0 < epochs < 1e6:
+            raise UserError(f"train.num_train_epochs = {epochs}: no number of epochs", "3 is usual")
         return int(inputs.data_tokens(options.data) * epochs), f"{options.data}, {epochs:g} epochs"
     return None, "not known before `make data`: --tokens 10e6, or --data runs/RUN/data.json"
 
