@@ -186,7 +186,7 @@ def test_evaluation_takes_other_splits_and_strides(folder, trained):
         ("train", ("train.max_steps=3",), "exists with other settings"),
         ("eval", ("eval.stride=33",), "beyond the context length"),
         ("generate", ("generate.prompt=" + "word " * 40,), "the context 32"),
-        ("generate", ("generate.prompt=''",), "has 0 tokens"),
+        ("generate", ("generate.prompt=",), "has 0 tokens"),
     ],
 )
 def test_wrong_settings_end_with_one_error_and_exit_2(folder, trained, verb, overrides, message):

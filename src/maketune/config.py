@@ -299,7 +299,7 @@ def _value(section: str, field: str, text: str) -> Any:
     home = Config.model_fields.get(section)
     known = home.annotation.model_fields.get(field) if home else None
     is_text = known and str in (known.annotation, *get_args(known.annotation))
-    if is_text and text not in ("null", "") and text[:1] != "[":
+    if is_text and text != "null" and text[:1] != "[" and (text or known.annotation is str):
         return text.replace("\\n", "\n").replace("\\t", "\t") if field in ("template", "delimiter") else text
     try:
         return yaml.load(text, _Loader)
