@@ -21,14 +21,16 @@ from maketune.errors import Unfit, out_of_memory
     ],
 )
 def test_precision_follows_the_gpu(monkeypatch, wanted, capability, value, reason):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     choice = choose_precision(wanted, "cuda")
     assert choice.value == value
     assert reason in choice.reason
 
 
 def test_bf16_on_an_old_gpu_and_half_precision_on_the_cpu_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(8, 6), (7, 5)][index])
     with pytest.raises(Unfit, match=r"bf16 needs compute capability 8\.0"):
         choose_precision("bf16", "cuda")
     with pytest.raises(Unfit, match="the CPU computes in fp32"):

@@ -54,14 +54,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_gpus_figures_and_the_share_of_its_peak_are_sampled():
-    watch = GpuWatch(Nvml(), "GPU-1", flops_per_token=1e9, peak=100e12)
+    watch = GpuWatch(Nvml(), ["GPU-1"], flops_per_token=1e9, peak=100e12)
     known = {"gpu_utilization_percent": 97, "gpu_memory_bytes": 5_000_000_000, "gpu_temperature_celsius": 61}
     assert watch.sample(50_000) == {**known, "mfu": 0.5}
-    assert GpuWatch(Nvml(), "GPU-1").sample(50_000) == known
+    assert GpuWatch(Nvml(), ["GPU-1"]).sample(50_000) == known
 
 
 def test_a_gpu_that_nvml_does_not_know_is_said_once_and_has_no_figures(capsys):
-    assert GpuWatch(Nvml(), "GPU-2", 1e9, 100e12).sample(50_000) == {"mfu": 0.5}
+    assert GpuWatch(Nvml(), ["GPU-2"], 1e9, 100e12).sample(50_000) == {"mfu": 0.5}
     assert "no figures from NVML: Not Found" in capsys.readouterr().err
 
 
@@ -88,7 +88,7 @@ def test_the_gpu_that_torch_computes_on_is_watched(monkeypatch, name, mfu):
 
 def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, capsys):
     run = open_run("train", [])
-    metrics = Metrics(run, None, GpuWatch(Nvml(), "GPU-1", 1e3, 1e12))
+    metrics = Metrics(run, None, GpuWatch(Nvml(), ["GPU-1"], 1e3, 1e12))
     state = SimpleNamespace(global_step=0, max_steps=5, epoch=0.0)
     metrics.on_train_begin(None, state, None)
     state.global_step, state.epoch, metrics.step_tokens = 5, 1.0, 300

@@ -25,6 +25,8 @@ class Notes:
     """0: not found yet."""
     gradient_checkpointing: bool = False
     threads: int = 0
+    processes: int = 1
+    """That shared each step's rows, a GPU each."""
     best_loss: float | None = None
     """The lowest evaluation loss so far, in nats a token, and its step."""
     best_step: int = 0

@@ -34,6 +34,11 @@ def compile_blocks(network: nn.Module, **options: object) -> None:
         block.compile(**options)
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether the blocks are compiled, or will be at their first use."""
+    return any(block._compiled_call_impl is not None for block in blocks(network))
+
+
 def undo(network: nn.Module) -> bool:
     """Let the blocks run as they are written; return whether any was compiled."""
     found = [block for block in blocks(network) if block._compiled_call_impl is not None]

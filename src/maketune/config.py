@@ -130,7 +130,7 @@ class TrainConfig(Section):
     """Sequences an optimizer step; nothing changes it behind your back."""
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Sequences at once in memory; alters memory and speed, and the result by rounding alone. auto: as many as fit the
-    GPU, tried before the first step; on a CPU those of about 1,024 tokens."""
+    GPU, tried before the first step; on a CPU those of about 2,048 tokens. Of several GPUs it is each one's."""
     warmup_steps: float = Field(0, ge=0)
     """Steps; below 1, the share of all steps."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"

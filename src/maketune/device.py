@@ -1,6 +1,9 @@
 """On what to compute and in which precision: the value and the reason, which is printed."""
 
+import contextlib
 import os
+from collections import Counter
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -21,7 +24,8 @@ def choose_device() -> Choice:
     if gpus == "0":
         return Choice("cpu", "GPUS=0")
     if torch.cuda.is_available():
-        return Choice("cuda", torch.cuda.get_device_name(0))
+        names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        return Choice("cuda", ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items()))
     if torch.version.cuda is None or flavor == "cpu":
         return Choice("cpu", "the cpu flavour")
     if not flavor:
@@ -40,12 +44,12 @@ def make_deterministic() -> None:
 
 
 def choose_precision(wanted: str, device: str) -> Choice:
-    """bf16, fp16 or fp32 for `train.precision` on the device. Raises Unfit for what it cannot do."""
+    """bf16, fp16 or fp32 for `train.precision` on the device (of several GPUs the oldest). Raises Unfit for another."""
     if device == "cpu":
         if wanted in ("bf16", "fp16"):
             raise Unfit(f"train.precision = {wanted}: the CPU computes in fp32", "train.precision=auto")
         return Choice("fp32", "the CPU")
-    capability = torch.cuda.get_device_capability()
+    capability = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
     modern = capability >= (8, 0)
     if wanted == "bf16" and not modern:
         raise Unfit(f"bf16 needs compute capability 8.0, this GPU has {capability}", "train.precision=fp16")
@@ -55,3 +59,9 @@ def choose_precision(wanted: str, device: str) -> Choice:
     if wanted != "auto":
         return Choice(wanted, "asked for")
     return Choice("bf16" if modern else "fp16", f"compute capability {capability[0]}.{capability[1]}")
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager:
+    """Products in bf16 or fp16; nothing for fp32. As accelerate does it."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device, kinds[precision]) if precision in kinds else contextlib.nullcontext()

@@ -1,5 +1,6 @@
 """An optimizer step's batch in parts that fit the memory: the batch, its loss and its gradients stay what they are."""
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from maketune.errors import OUT_OF_MEMORY, UserError, out_of_memory
 from maketune.loss import split_head, token_loss
 from maketune.model import checkpoint_activations
 from maketune.progress import say
+from maketune.replicas import Replicas
 from maketune.runs import Run
 
 CPU_TOKENS = 2048
@@ -35,7 +37,8 @@ class Done(NamedTuple):
 class MicroBatches:
     """Runs steps in micro-batches of `size` rows; out of memory, it makes do with less and says so.
 
-    `backward` and `autocast` are accelerate's, `note(**values)` adds a line to metrics.jsonl.
+    `backward` and `autocast` are accelerate's, `note(**values)` adds a line to metrics.jsonl. With `replicas` the rows
+    are shared with other GPUs: `size` is each one's, and `scale` is what `backward` multiplies the loss by.
     """
 
     ready = False
@@ -50,9 +53,12 @@ class MicroBatches:
         backward: Callable[[Tensor], Any],
         autocast: Callable[[], AbstractContextManager],
         note: Callable[..., None],
+        replicas: Replicas | None = None,
+        scale: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.network, self.size, self.seed = network, size, seed
-        self.backward, self.autocast, self.note = backward, autocast, note
+        self.backward, self.autocast, self.note, self.scale = backward, autocast, note, scale
+        self.replicas = replicas
         self.sites = by_rows(network)
         fuse_gelu(network)
         split_head(network)  # tried now, before the blocks are compiled
@@ -63,18 +69,22 @@ class MicroBatches:
         device = next(self.network.parameters()).device
         known = self.size or (0 if settings.micro_batch_size == "auto" else settings.micro_batch_size)
         seconds = 0.0
+        rows = self._share(settings.batch_size)
+        if self.replicas:
+            self.replicas.meet(self.network)
         if device.type == "cuda":
-            sizes = [min(known, settings.batch_size)] if known else even_sizes(settings.batch_size)
+            sizes = [min(known, rows)] if known else even_sizes(rows)
             free, whole = torch.cuda.mem_get_info(device)
             budget = int(0.95 * (free + torch.cuda.memory_reserved(device)))
             found = self.probe(optimizer, length, sizes, budget)
-            seconds = found.seconds * -(-settings.batch_size // found.size)
+            seconds = found.seconds * -(-rows // found.size)
             size, why = found.size, f"{found.bytes / 1e9:.1f} of {whole / 1e9:.1f} GB"
         else:
-            size = known or min(settings.batch_size, max(1, CPU_TOKENS // length))
+            size = min(rows, known or max(1, CPU_TOKENS // length))
             why = "asked for" if known else f"about {CPU_TOKENS:,} tokens on a CPU"
         self.size = size
-        say(f"micro-batch: {size} of {settings.batch_size} rows at once ({why})")
+        each = f", on each of {self.replicas.count} processes" if self.replicas else ""
+        say(f"micro-batch: {size} of {rows} rows at once{each} ({why})")
         wanted = run.read("manifest.json").get("torch_compile", settings.torch_compile)
         choice = compiled.choose(wanted, device.type, steps, seconds)
         run.record(torch_compile=choice.value == "true")
@@ -97,7 +107,7 @@ class MicroBatches:
             try:
                 return self._attempt(batch, step)
             except Exception as error:
-                self._lessen(error, len(batch["labels"]))
+                self._lessen(error, self._share(len(batch["labels"])))
             # only out of the `except` block: the traceback holds the graph, and with it the memory
             self.network.zero_grad(set_to_none=True)
             gc.collect()
@@ -106,16 +116,42 @@ class MicroBatches:
             restore_random_state(random, device)
 
     def _attempt(self, batch: dict[str, Tensor], step: int) -> Done:
-        targets = (batch["labels"][:, 1:] != IGNORED).sum()
-        total = torch.zeros((), device=targets.device)
+        tokens = (batch["labels"][:, 1:] != IGNORED).sum()
+        if not self.replicas:
+            return Done(self.accumulate(batch, step, tokens), tokens)
+        order = {"micro_batch_size": self.size, "gradient_checkpointing": self.recomputes}
+        order |= {"scale": self.scale(), "compiled": compiled.is_compiled(self.network)}
+        batch = self.replicas.begin(self.network, batch, step=step, tokens=int(tokens), **order)
+        try:
+            total = self.accumulate(batch, step, tokens)
+        except Exception:
+            with contextlib.suppress(RuntimeError):  # theirs, if any, would be told by the next attempt
+                self.replicas.losses()
+            raise
+        total += self.replicas.losses()
+        self.replicas.sum_gradients(self.network)
+        return Done(total, tokens)
+
+    def accumulate(self, batch: dict[str, Tensor], step: int, tokens: Tensor) -> Tensor:
+        """Add the gradients of rows to those there; return their part of the mean loss over a step's `tokens`, ()."""
+        total = torch.zeros((), device=tokens.device)
         for start in range(0, len(batch["labels"]), self.size):
             part = {key: value[start : start + self.size] for key, value in batch.items()}
             seed_rows(self.sites, self.seed, step, part["row_ids"])
             with self.autocast():
-                loss = token_loss(self.network, part) / targets.clamp(min=1)  # a row of one token predicts none
+                loss = token_loss(self.network, part) / tokens.clamp(min=1)  # a row of one token predicts none
             self.backward(loss)
             total += loss.detach()
-        return Done(total, targets)
+        return total
+
+    def _share(self, rows: int) -> int:
+        """The most rows of a batch that one process has."""
+        return -(-rows // self.replicas.count) if self.replicas else rows
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return any(block.gradient_checkpointing for block in compiled.blocks(self.network))
 
     def _lessen(self, error: Exception, rows: int) -> None:
         """Make the next attempt another one, or raise what cannot be helped."""
@@ -128,7 +164,7 @@ class MicroBatches:
             self.size = size // 2
             say(f"out of memory: {self.size} rows at once from here on, not {size}; the same batch again")
             self.note(event="out_of_memory", micro_batch_size=self.size)
-        elif not any(block.gradient_checkpointing for block in compiled.blocks(self.network)):
+        elif not self.recomputes:
             checkpoint_activations(self.network)
             say("out of memory at one row: activations are recomputed from here on; the same batch again")
             self.note(event="out_of_memory", micro_batch_size=1, gradient_checkpointing=True)
@@ -155,7 +191,7 @@ class MicroBatches:
             batch = longest_rows(size, length, self.network.config.vocab_size, device)
             torch.cuda.reset_peak_memory_stats(device)
             started = time.monotonic()
-            self._attempt(batch, 0)
+            self.accumulate(batch, 0, torch.tensor(size * (length - 1), device=device))
             torch.cuda.synchronize(device)
             return torch.cuda.max_memory_reserved(device), time.monotonic() - started
 

@@ -160,6 +160,19 @@ def initial(run: Run, source: dict[str, Any], tokenizer: "PreTrainedTokenizerFas
     )
 
 
+def to_train(run: Run, source: dict[str, Any], tokenizer: "PreTrainedTokenizerFast") -> Any:
+    """The model that training begins with, with the adapters and the recomputing that the run asks for."""
+    from maketune import lora
+
+    network = initial(run, source, tokenizer)
+    network.config.use_cache = False
+    if run.config.train.lora_rank:
+        network = lora.adapt(network, run.config.train)
+    if run.config.train.gradient_checkpointing:
+        checkpoint_activations(network)
+    return network
+
+
 def load(folder: Path) -> "PreTrainedModel":
     """A causal language model from a folder, in fp32, with sdpa attention."""
     import torch

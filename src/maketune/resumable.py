@@ -117,7 +117,8 @@ class ResumableTrainer(Trainer):
         shutil.rmtree(staging, ignore_errors=True)
         check_room(checkpoints, self._bytes(), "the weights and moments to save", hint)
         self.notes.finished |= step >= self.state.max_steps
-        self.notes.micro_batch_size, self.notes.threads = self.micro_batch_size, torch.get_num_threads()
+        self.notes.micro_batch_size, self.notes.processes = self.micro_batch_size, self.processes
+        self.notes.threads = torch.get_num_threads()
         self.notes.gradient_checkpointing = any(getattr(each, "gradient_checkpointing", 0) for each in model.modules())
         self._staging = staging
         try:
@@ -154,7 +155,7 @@ def random_state_kept() -> Iterator[None]:
     """Whatever is drawn inside, what comes after draws as if nothing had been."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
             yield
     finally:
         random.setstate(python)

@@ -4,15 +4,16 @@ import contextlib
 import functools
 import shutil
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from transformers import TrainingArguments
 from transformers.utils import is_bitsandbytes_available
 
-from maketune import data, environment, evaluate, generate, lora, model
+from maketune import data, environment, evaluate, generate, model
 from maketune.checkpoints import check_run_fits, newest, notes_of, saved_weights
 from maketune.config import TrainConfig
 from maketune.data import pack
@@ -23,11 +24,15 @@ from maketune.errors import UserError
 from maketune.gpu_watch import watch
 from maketune.microbatch import MicroBatches
 from maketune.progress import say, say_once
+from maketune.replicas import Replicas, processes
 from maketune.resumable import ResumableTrainer
 from maketune.runs import Run, alone, open_run
 from maketune.saving import save_model
 from maketune.stopping import Schedule, stop_signals
 from maketune.telemetry import Metrics, prepare_reports
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def train(overrides: list[str]) -> None:
@@ -64,26 +69,41 @@ def _train(run: Run) -> None:
     say(f"precision: {precision.value} ({precision.reason})")
     checkpoints = run.path / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
+    shutil.rmtree(checkpoints / ".staging", ignore_errors=True)
     checkpoint = newest(checkpoints)
     restore_threads(notes_of(checkpoint).threads or run.read("manifest.json").get("threads"))
     tokenizer = model.cached_tokenizer(folder / "tokenizer")
     generate.check(run, tokenizer)  # better now than after the training
-    network = model.initial(run, prepared["model"], tokenizer)
-    network.config.use_cache = False
-    parameters = network.num_parameters()
-    if run.config.train.lora_rank:
-        network = lora.adapt(network, run.config.train)
-    if run.config.train.gradient_checkpointing:
-        model.checkpoint_activations(network)
+    count = processes(device.value, run.config.train.batch_size)
+    if checkpoint and count != notes_of(checkpoint).processes:
+        before = notes_of(checkpoint).processes
+        say(f"note: processes that share a step: {count}, {before} before; the same but for rounding")
+    with Replicas(run, count, device.value, precision.value) if count > 1 else contextlib.nullcontext() as replicas:
+        network = _fit(run, folder, tokenizer, checkpoint, device, precision, replicas)
+    save_model(run, network, tokenizer)
+
+
+def _fit(
+    run: Run,
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerFast",
+    checkpoint: Path | None,
+    device: Choice,
+    precision: Choice,
+    replicas: Replicas | None,
+) -> torch.nn.Module:
+    """Train on the tokens in `folder` from the checkpoint, or from the start; return the model."""
+    settings, checkpoints, count = run.config.train, run.path / "checkpoints", replicas.count if replicas else 1
+    network = model.to_train(run, run.read("data.json")["model"], tokenizer)
     trained = network.num_parameters(only_trainable=True)
-    shutil.rmtree(checkpoints / ".staging", ignore_errors=True)
+    parameters = network.num_parameters() - (trained if settings.lora_rank else 0)
     saved = 12 * sum(weight.numel() for weight in saved_weights(network))  # in fp32, with Adam's two moments
-    check_run_fits(checkpoints, saved, run.config.train.save_total_limit + 1, 4 * parameters)  # 1: the best
+    check_run_fits(checkpoints, saved, settings.save_total_limit + 1, 4 * parameters)  # 1: the best
     length, pad = run.config.data.context_length, tokenizer.eos_token_id
     rows = Rows(Split(folder, "train"), length, pack.stored(folder, length, run.config.data.packing)[0], pad)
-    seeds = {"data": run.config.data.seed, "train": run.config.train.seed}
-    run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=torch.get_num_threads())
-    gpu = watch(network, rows.length, precision.value) if device.value == "cuda" else None
+    seeds, threads = {"data": run.config.data.seed, "train": settings.seed}, torch.get_num_threads()
+    run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=threads, processes=count)
+    gpu = watch(network, rows.length, precision.value, count) if device.value == "cuda" else None
     asked: list[int] = []
     with contextlib.closing(Metrics(run, checkpoint, gpu)) as metrics:
         trainer = MicroBatchTrainer(
@@ -91,22 +111,23 @@ def _train(run: Run) -> None:
             metrics,
             checkpoint,
             asked,
+            replicas,
             model=network,
-            args=arguments(run.config.train, checkpoints, device, precision),
+            args=arguments(settings, checkpoints, device, precision),
             train_dataset=rows,
             data_collator=functools.partial(collate, pad=pad),
-            callbacks=[metrics, Schedule(run.config.train, asked)],
+            callbacks=[metrics, Schedule(settings, asked)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         say(
             f"model: {parameters:,} parameters"
-            + (f", {trained:,} trained beside them" if run.config.train.lora_rank else "")
+            + (f", {trained:,} trained beside them" if settings.lora_rank else "")
             + f"; {len(rows):,} rows of {rows.length} tokens"
             + (f"; from {checkpoint.name}" if checkpoint else "")
         )
         with stop_signals(asked):
             trainer.learn()
-    save_model(run, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+    return trainer.accelerator.unwrap_model(trainer.model)
 
 
 def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precision: Choice) -> TrainingArguments:
@@ -142,8 +163,7 @@ def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precisio
         run_name=checkpoints.parent.name,
         project="maketune",
     )
-    if result.n_gpu > 1:  # DataParallel would multiply the batch by the GPUs behind the user's back
-        say(f"note: of {result.n_gpu} visible GPUs this version uses the first; GPUS=INDEX chooses")
+    if result.n_gpu > 1:  # the others have replicas of ours; the Trainer would multiply the batch by the GPUs
         result._n_gpu = 1
     return result
 
@@ -151,8 +171,18 @@ def arguments(settings: TrainConfig, checkpoints: Path, device: Choice, precisio
 class MicroBatchTrainer(ResumableTrainer):
     """The Trainer, given whole optimizer steps: it splits them and weighs the loss by tokens."""
 
-    def __init__(self, run: Run, metrics: Metrics, *arguments: Any, **kwargs: Any) -> None:
-        super().__init__(run, metrics, *arguments, **kwargs)
+    def __init__(
+        self,
+        run: Run,
+        metrics: Metrics,
+        checkpoint: Path | None,
+        asked: list[int],
+        replicas: Replicas | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(run, metrics, checkpoint, asked, **kwargs)
+        scaler = self.accelerator.scaler
+        self.processes = replicas.count if replicas else 1
         self.parts = MicroBatches(
             self.model,
             size=self.notes.micro_batch_size or 0,
@@ -160,6 +190,8 @@ class MicroBatchTrainer(ResumableTrainer):
             backward=self.accelerator.backward,
             autocast=self.accelerator.autocast,
             note=metrics.note,
+            replicas=replicas,
+            scale=scaler.get_scale if scaler else lambda: 1.0,
         )
 
     @property
@@ -175,6 +207,7 @@ class MicroBatchTrainer(ResumableTrainer):
         inputs = self._prepare_inputs(inputs)
         if not self.parts.ready:
             self.parts.prepare(self.run, self.optimizer, self.state.max_steps)
+            self.metrics.clock = time.monotonic()
         done = self.parts.run(inputs, self.state.global_step)
         self.row_ids = inputs["row_ids"]
         self._check_finite("loss", done.loss)
