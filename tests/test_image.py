@@ -86,6 +86,17 @@ def test_docker_stop_saves_and_the_run_goes_on_to_the_same_weights(image, strang
     assert stopped.read_bytes() == whole.read_bytes()
 
 
+def test_processes_that_share_a_step_meet_in_a_container_without_a_network(image, strangers_folder):
+    """As those of several GPUs do; here of the CPU."""
+    settings = ("train.max_steps=4", "train.eval_steps=0")
+    run = {"MAKETUNE_CONFIG": "configs/smoke.yaml", "MAKETUNE_RUN": "shared"}
+    assert call(container(image, strangers_folder, "data", *settings, **run))[0] == 0
+    code, output = call(container(image, strangers_folder, "train", *settings, MAKETUNE_PROCESSES="2", **run))
+    assert code == 0
+    assert "on each of 2 processes" in output
+    assert json.loads((strangers_folder / "runs/shared/manifest.json").read_text())["processes"] == 2
+
+
 def wait_for(condition, wrapped, seconds: float = 120) -> None:
     """Until the condition holds; fails with the log where the container ends before."""
     deadline = time.monotonic() + seconds
