@@ -157,3 +157,21 @@ def test_texts_piped_in_reach_the_data_step_and_are_not_asked_for_again(steps):
     assert "with DATA=-" in steps("train", RUN="r", CONFIG="")[1]
     (steps.clone.run / "data.json").write_text("{}")
     assert steps("train", RUN="r", CONFIG="")[0] == ["env-verify", "train"]
+
+
+def test_texts_that_a_config_names_are_given_as_data_is_and_missed_before_anything_is_built(steps, tmp_path):
+    texts, judged = tmp_path / "my texts.txt", tmp_path / "judged.txt"
+    (steps.clone.root / "configs/mine.yaml").write_text(f"data:\n  path: {texts}\n  test_path: {judged}\n")
+    command = [*steps.clone.launcher[:-1], "train"]
+    environment = steps.clone.environment | {"RUN": "new", "CONFIG": "configs/mine.yaml"}
+    options = {"cwd": steps.clone.root, "env": environment, "capture_output": True, "text": True}
+    missed = subprocess.run(command, **options)
+    assert missed.returncode == 2 and f"configs/mine.yaml: data.path: there is no {texts}" in missed.stderr
+    assert "runner:" not in missed.stderr
+    texts.write_text("text\n")
+    judged.write_text("text\n")
+    shown = subprocess.run([*command, "--dry-run"], **options).stdout
+    assert f"MAKETUNE_DATA='{texts}'" in shown and f"MAKETUNE_TEST_DATA={judged}" in shown
+    assert f"data.test_path={judged}" in shown  # DATA alone would put the config's away
+    given = subprocess.run([*command, "--dry-run"], **options | {"env": environment | {"DATA": str(judged)}}).stdout
+    assert f"MAKETUNE_DATA={judged}" in given and "MAKETUNE_TEST_DATA" not in given
