@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import workspace
-from maketune import gpu_watch, monitor, telemetry
+from maketune import checkpoints, gpu_watch, monitor, telemetry
 from maketune.gpu_watch import GpuWatch
 from maketune.runs import open_run
 from maketune.telemetry import Metrics
@@ -116,6 +116,22 @@ def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, ca
     said = capsys.readouterr().err
     assert "step 5/5  loss 2.500" in said
     assert "600 tokens/s  MFU 60%" in said
+
+
+@pytest.mark.parametrize(("steps", "said"), [((1, 2, 3, 4, 5, 6), False), ((1, 2, 4, 6), True), ((), True)])
+def test_metrics_that_lack_steps_before_the_checkpoint_are_said_and_training_goes_on(folder, capsys, steps, said):
+    run = open_run("train", [])
+    checkpoint = checkpoints.path_of(5, run.path / "checkpoints")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / checkpoints.NOTES).write_text("{}")
+    content = [json.dumps({"step": step, "loss": 2.5, "tokens": 10 * step}) for step in steps]
+    (run.path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in content))
+    metrics = Metrics(run, checkpoint)
+    metrics.close()
+    kept = [line for line in content if json.loads(line)["step"] <= 5]
+    assert (run.path / "metrics.jsonl").read_text().splitlines() == kept
+    note = f"note: {run.path}/metrics.jsonl lacks {2 if steps else 5} of the 5 steps before step-00000005"
+    assert (note in " ".join(capsys.readouterr().err.split())) == said
 
 
 def test_a_dashboard_whose_package_is_missing_is_named_with_the_fix(folder):
