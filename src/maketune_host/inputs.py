@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import stat
 import sys
 import time
 from pathlib import Path
@@ -146,6 +147,15 @@ def prompt(text: str, folders: List[Path]) -> Tuple[str, str]:
     if not os.access(str(path), os.R_OK):
         raise UserError(f"PROMPT: {path} cannot be read", "give yourself access to it (ls -l, chown, chmod)")
     return "-", str(path)
+
+
+def piped_in() -> bool:
+    """Whether standard input is a pipe or a file, and not a terminal or nothing."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _text(name: str, value: str) -> None:

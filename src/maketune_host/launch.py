@@ -77,6 +77,7 @@ def variables(launch: Launch, verb: str) -> Dict[str, str]:
         "MAKETUNE_IMAGE": launch.image,
         "MAKETUNE_COMMAND": launch.command,
         "MAKETUNE_TERMINAL": "1" if watched else "",
+        "MAKETUNE_STDOUT_TERMINAL": "1" if sys.stdout.isatty() else "",
         "COLUMNS": str(shutil.get_terminal_size().columns) if watched else "",
         "PROMPT": launch.prompt if verb == "generate" else "",
         "HF_HUB_OFFLINE": online,

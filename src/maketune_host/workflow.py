@@ -76,6 +76,8 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     prompt = inputs.prompt(os.environ.get("PROMPT", ""), started_in) if verb == "generate" else ("", "")
     if verb == "generate" and not prompt[0] and sys.stdin.isatty() and sys.stdout.isatty():
         prompt = ("-", "")  # a session in the terminal
+    if verb == "generate" and not prompt[0] and inputs.piped_in():
+        say("note: standard input is not read; PROMPT=- takes its lines as prompts")
     config = "configs/smoke.yaml" if smoke else setting("CONFIG")
     config = inputs.config(config, root, started_in) if config else ""
     reason = "smoke" if smoke else "asked for"
