@@ -212,6 +212,17 @@ def test_options_go_over_overrides_and_those_over_the_config():
     assert (found["run"]["batch"], found["run"]["context"], found["model"]["name"]) == (4, 256, "gpt2")
 
 
+def test_the_dropout_is_the_models_own(tmp_path):
+    shape = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 300, "n_positions": 64, "resid_pdrop": 0.25}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    smoke, scratch = ("--config", "configs/smoke.yaml"), load_config(str(REPOSITORY / "configs/smoke.yaml"), [])
+    assert content("--model", str(tmp_path), "--context", "32")["run"]["dropout"] == 0.25
+    assert content(*smoke, "--model", str(tmp_path), "--context", "32")["run"]["dropout"] == 0.25
+    assert content(*smoke)["run"]["dropout"] == scratch.model.dropout
+    assert content(*smoke, "model.dropout=null")["run"]["dropout"] == plan.SCRATCH["dropout"]
+    assert content(*smoke, "model.dropout=0")["run"]["dropout"] == 0
+
+
 def test_a_step_that_does_not_fit_comes_first_with_what_would_and_in_under_40_lines():
     done = run("--model", "gpt2-xl", "--gpu", "RTX 4070 Ti", "--tokens", "10e9", "--context", "1024", "--gpus", "2")
     lines = done.stdout.splitlines()
@@ -265,6 +276,14 @@ def test_make_plan_takes_the_config_and_the_card_of_the_host(tmp_path):
     assert json.loads(plan_there("ARGS=--json", "GPUS=0").stdout)["source"] == "configs/smoke.yaml"
     asked = json.loads(plan_there("ARGS=--json --gpu 'Tesla T4'", "MODEL=gpt2-medium").stdout)
     assert (asked["gpu"]["name"], asked["model"]["name"]) == ("Tesla T4", "gpt2-medium")
+    assert asked["source"] == "configs/gpt2.yaml"
+    for more in ({"GPUS": "0"}, {"FLAVOR": "cpu"}):
+        begun = json.loads(plan_there("ARGS=--json train.batch_size=6", "MODEL=gpt2", **more).stdout)
+        wanted = load_config(str(REPOSITORY / "configs/smoke.yaml"), ["train.batch_size=6"], model="gpt2")
+        assert (begun["source"], begun["gpu"], begun["model"]["name"]) == ("configs/smoke.yaml", None, "gpt2")
+        found = (begun["run"]["batch"], begun["run"]["context"], begun["run"]["dropout"], begun["tokens"])
+        steps = wanted.train.max_steps * wanted.train.batch_size * wanted.data.context_length
+        assert found == (6, wanted.data.context_length, 0.1, steps if steps > 0 else None)
     wrong = plan_there("ARGS=--gpu X")
     assert wrong.returncode == 2 and "Error 2" in wrong.stderr
     assert "-m maketune.plan" in plan_there("-n").stdout
