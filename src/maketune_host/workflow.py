@@ -45,6 +45,7 @@ def run(root: Path, target: str, dry: bool) -> int:
     if verb == "publish" and not inputs.agreed(launch.run_dir / "model", setting("YES") in ("1", "yes"), dry):
         return 0
     prepare(launch)
+    new = not (dry or setting("RUN") or launch.run_dir.exists())  # a name that was asked for keeps its settings
     steps = [verb]
     if verb == "train":
         steps = [*([] if verified(launch) else ["env-verify"]), "data", "train"]
@@ -63,9 +64,21 @@ def run(root: Path, target: str, dry: bool) -> int:
                 f"{step} was killed",
                 "out of memory? less at once: ARGS=train.micro_batch_size=1; dmesg says who did it",
             )
+        if code == INPUT and new:
+            forget(launch.run_dir)
         if code:
             return code
     return 0
+
+
+def forget(run: Path) -> None:
+    """Remove a run in which nothing was done: its settings, checks and surroundings, if no more is in it."""
+    written = [run / name for name in ("config.yaml", "env.json", "manifest.json")]
+    if run.is_dir() and set(run.iterdir()) <= set(written):
+        for path in written:
+            if path.exists():
+                path.unlink()
+        run.rmdir()
 
 
 def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
