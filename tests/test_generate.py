@@ -144,6 +144,18 @@ def test_a_text_that_streams_is_the_text_that_is_kept(place, monkeypatch, capsys
     assert shown.printed == " naïve 🎉 fin\n"
 
 
+def test_control_characters_are_seen_on_a_terminal_and_untouched_in_a_pipe(place, monkeypatch, capsys):
+    prompt = "a\x1b[2J\tb\x9b31m\x07é\r"
+    for words in ((), ("count=2",)):  # as it comes, and whole
+        assert told(monkeypatch, capsys, *words, prompt=prompt).startswith(prompt)
+        with monkeypatch.context() as terminal:
+            terminal.setenv("MAKETUNE_STDOUT_TERMINAL", "1")
+            shown = told(monkeypatch, capsys, *words, prompt=prompt)
+        assert shown.startswith("a\\x1b[2J\tb\\x9b31m\\x07é\\x0d")
+        assert not sampling.CONTROL.search(shown)
+    assert json.loads((place / "runs/r/samples.jsonl").read_text().splitlines()[-1])["prompt"] == prompt
+
+
 def test_samples_are_whole_after_a_crash_and_on_a_full_disk(place, monkeypatch, capsys):
     told(monkeypatch, capsys, prompt="the")
     file = Path("runs/r/samples.jsonl")

@@ -1,12 +1,14 @@
 """What the user names is checked before anything starts."""
 
 import io
+import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
-from maketune_host import inputs, workflow
+from maketune_host import configured, inputs, workflow
 from maketune_host.errors import UserError
 
 ODD = 'my $HOME "file" é:it\'s,1.csv'
@@ -127,9 +129,66 @@ def test_standard_input_must_be_piped_in(root, monkeypatch):
 def test_test_texts_named_in_args_become_absolute_paths(root):
     (root / "a.txt").write_text("text\n")
     arguments = ["train.max_steps=3", "data.test_path=a.txt"]
-    assert workflow.tested(arguments, [root])[1] == f"{root}/a.txt"
-    assert arguments[1] == f"data.test_path={root}/a.txt"
-    assert "data.test_path: there is no" in refused(workflow.tested, ["data.test_path=b.txt"], [root])[0]
+    assert workflow.texts(arguments, None, [root]) == (
+        ["train.max_steps=3", f"data.test_path={root}/a.txt"],
+        "",
+        f"{root}/a.txt",
+    )
+    assert "data.test_path: there is no" in refused(workflow.texts, ["data.test_path=b.txt"], None, [root])[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:\n  path: my texts.txt  # all of them\n  test_path: 'it''s é.txt'\n",
+        'data: {context_length: 64, path: "my texts.txt", test_path: it\'s é.txt}\n',
+        "# data: {path: x}\nmodel: {name: gpt2}\ndata:\n    context_length: 64\n    path:\n    - my texts.txt\n\n"
+        "    - 'a, b.txt'\n    test_path: [\"my texts.txt\", it's é.txt]\ntrain:\n  path: wrong.txt\n",
+        'data: {\n  path: [my texts.txt, "a, b.txt"],\n  template: "{a}, {b}"\n}\neval: {split: all}\n',
+        "data:\n  # none\n  path: null\n  test_path: ~\n  dataset: Salesforce/wikitext\n",
+        "model: {name: gpt2}\n",
+        "",
+    ],
+)
+def test_the_texts_of_a_config_are_those_that_yaml_reads(tmp_path, text):
+    import yaml
+
+    (tmp_path / "mine.yaml").write_text(text)
+    section = (yaml.safe_load(text) or {}).get("data", {})
+    wanted = {key: section[key] for key in ("path", "test_path") if section.get(key)}
+    wanted = {key: each if isinstance(each, list) else [each] for key, each in wanted.items()}
+    assert configured.texts(tmp_path / "mine.yaml") == wanted
+
+
+@pytest.mark.parametrize("value", ["&a x.txt", "|\n    x.txt", "[a.txt,", "!!str x.txt", '"half'])
+def test_a_path_that_takes_more_of_yaml_is_named_with_its_line(tmp_path, value):
+    (tmp_path / "mine.yaml").write_text(f"data:\n  path: {value}\n")
+    message, hint = refused(configured.texts, tmp_path / "mine.yaml")
+    assert "mine.yaml:2: data.path" in message and "DATA=" in hint
+
+
+def test_args_go_before_the_configs_texts_and_those_are_found_as_data_is(root):
+    for name in ("a.txt", "b.txt"):
+        (root / name).write_text("text\n")
+    mine = root / "configs/mine.yaml"
+    mine.write_text("data:\n  path: a.txt\n  test_path: [a.txt, b.txt]\n")
+    a, b = f"{root}/a.txt", f"{root}/b.txt"
+    assert workflow.texts([], mine, [root]) == ([f'data.test_path=["{a}", "{b}"]'], a, f"{a}\n{b}")
+    found = workflow.texts(["data.path=b.txt", "data.test_path=null", "data.seed=1"], mine, [root])
+    assert found == (["data.test_path=null", "data.seed=1"], b, "")
+    assert workflow.texts(['data.path=["a.txt", b.txt]'], None, [root])[1] == f"{a}\n{b}"
+    mine.write_text("data: {path: c.txt}\n")
+    assert f"{mine}: data.path: there is no {root}/c.txt" in refused(workflow.texts, [], mine, [root])[0]
+
+
+def test_what_is_neither_file_nor_folder_is_refused_and_a_pipe_pointed_to_standard_input(root):
+    os.mkfifo(root / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "socket.txt"))
+    for name in ("pipe.txt", "socket.txt", "/dev/null"):
+        message, hint = refused(inputs.data, name, [root])
+        assert "neither a file nor a folder" in message and "make train DATA=-" in hint
+    assert "make train DATA=-" in refused(inputs.data, "/dev/fd/987", [root])[1]
 
 
 def test_a_prompt_is_a_text_or_the_lines_of_a_file(root, tmp_path):

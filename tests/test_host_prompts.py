@@ -66,3 +66,16 @@ def test_a_terminal_without_a_prompt_is_a_session(step):
     os.write(ours, b"\x04")
     assert make.wait() == 0
     os.close(ours)
+
+
+def test_a_pipe_that_is_not_read_is_said_with_the_way_to_have_it_read(local):
+    def said(stdin, prompt=""):
+        options = {"cwd": local.root, "env": local.environment | {"PROMPT": prompt}, "capture_output": True}
+        done = subprocess.run(["make", "-s", "generate"], **options, **stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stderr.decode()
+
+    note = "note: standard input is not read; PROMPT=- takes its lines as prompts"
+    assert note in said({"input": b"first\n"})
+    assert note not in said({"input": b"first\n"}, "-") + said({"input": b"first\n"}, "a text")
+    assert note not in said({"stdin": subprocess.DEVNULL})

@@ -3,10 +3,12 @@
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 
-from maketune_host import pins
+from maketune_host import pins, workflow
+from workspace import REPOSITORY
 
 
 @pytest.fixture
@@ -157,3 +159,47 @@ def test_texts_piped_in_reach_the_data_step_and_are_not_asked_for_again(steps):
     assert "with DATA=-" in steps("train", RUN="r", CONFIG="")[1]
     (steps.clone.run / "data.json").write_text("{}")
     assert steps("train", RUN="r", CONFIG="")[0] == ["env-verify", "train"]
+
+
+def test_texts_that_a_config_names_are_given_as_data_is_and_missed_before_anything_is_built(steps, tmp_path):
+    texts, judged = tmp_path / "my texts.txt", tmp_path / "judged.txt"
+    (steps.clone.root / "configs/mine.yaml").write_text(f"data:\n  path: {texts}\n  test_path: {judged}\n")
+    command = [*steps.clone.launcher[:-1], "train"]
+    environment = steps.clone.environment | {"RUN": "new", "CONFIG": "configs/mine.yaml"}
+    options = {"cwd": steps.clone.root, "env": environment, "capture_output": True, "text": True}
+    missed = subprocess.run(command, **options)
+    assert missed.returncode == 2 and f"configs/mine.yaml: data.path: there is no {texts}" in missed.stderr
+    assert "runner:" not in missed.stderr
+    texts.write_text("text\n")
+    judged.write_text("text\n")
+    shown = subprocess.run([*command, "--dry-run"], **options).stdout
+    assert f"MAKETUNE_DATA='{texts}'" in shown and f"MAKETUNE_TEST_DATA={judged}" in shown
+    assert f"data.test_path={judged}" in shown  # DATA alone would put the config's away
+    given = subprocess.run([*command, "--dry-run"], **options | {"env": environment | {"DATA": str(judged)}}).stdout
+    assert f"MAKETUNE_DATA={judged}" in given and "MAKETUNE_TEST_DATA" not in given
+
+
+def test_a_run_that_failed_before_anything_was_done_is_gone_unless_its_name_was_asked_for(local, tmp_path):
+    (tmp_path / "a.csv").write_text("title\none\n")
+    (local.root / "src/maketune").symlink_to(REPOSITORY / "src/maketune")
+    (local.root / ".cache/venv/cu124/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    environment = local.environment | {"DATA": str(tmp_path / "a.csv")}
+    for name, left in (("", {"r"}), ("mine", {"r", "mine"})):
+        command = [*local.launcher[:-1], "data"]
+        done = subprocess.run(command, cwd=local.root, env=environment | {"RUN": name}, capture_output=True, text=True)
+        assert done.returncode == 2 and "no column" in done.stderr, done.stderr
+        assert {path.name for path in (local.root / "runs").iterdir()} == left
+    assert (local.root / "runs/mine/config.yaml").exists()
+
+
+def test_a_run_with_anything_else_in_it_is_never_removed(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "manifest.json", "notes.txt"):
+        (run / name).write_text("")
+    workflow.forget(run)
+    assert len(list(run.iterdir())) == 3
+    (run / "notes.txt").unlink()
+    workflow.forget(run)
+    assert not run.exists()
+    workflow.forget(run)

@@ -57,19 +57,20 @@ def scores(folder):
 
 @pytest.mark.parametrize("how", ["whole", "adapted"])
 def test_perplexity_on_texts_that_it_has_not_seen_falls(scores, how):
-    print({name: score["perplexity"] for name, score in scores.items()})
     assert scores[how]["tokens"] == scores["before"]["tokens"] > 200
-    assert scores[how]["perplexity"] < 0.97 * scores["before"]["perplexity"] < 100
+    before = scores["before"]["perplexity"]
+    assert before < 50, "a pretrained model predicts English prose far better than a guess among its 49,152 tokens"
+    assert scores[how]["perplexity"] < 0.95 * before
 
 
 def test_the_adapter_beside_its_base_gives_what_the_merged_model_gives(folder, scores):
     from peft import PeftModel
 
     ids = torch.arange(1000, 1040)[None]
-    with torch.no_grad():
-        base = model.load(smollm2()).eval()
+    with torch.no_grad():  # in fp64: fp32's forward pass alone differs by 1e-4 at logits of 33
+        base = model.load(smollm2()).double().eval()
         before = base(ids).logits
-        together = PeftModel.from_pretrained(base, folder / "runs/adapted/adapter").eval()(ids).logits
-        merged = model.load(folder / "runs/adapted/model").eval()(ids).logits
-    assert (merged - together).abs().max() < 1e-4 * together.abs().max()
+        together = PeftModel.from_pretrained(base, folder / "runs/adapted/adapter").double().eval()(ids).logits
+        merged = model.load(folder / "runs/adapted/model").double().eval()(ids).logits
+    assert (merged - together).abs().max() < 1e-4
     assert (merged - before).abs().max() > 1e-2

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +52,15 @@ def packed(kind, rows):
         with (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(sink, table.schema) as writer:
             writer.write_table(table)
     return sink.getvalue()
+
+
+def test_a_pipe_by_its_name_is_refused_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("one\n")
+    with pytest.raises(UserError, match="neither a file nor a folder") as refused:
+        texts(tmp_path / "a.txt")
+    assert "DATA=-" in refused.value.hint
+    assert texts(tmp_path)[0] == ["one"]
 
 
 @pytest.mark.parametrize("archive", ["", *COMPRESS])

@@ -2,15 +2,15 @@
 
 import json
 import os
-import re
 import sys
+import time
 import types
 from types import SimpleNamespace
 
 import pytest
 
 import workspace
-from maketune import gpu_watch, monitor
+from maketune import checkpoints, gpu_watch, monitor, telemetry
 from maketune.gpu_watch import GpuWatch
 from maketune.runs import open_run
 from maketune.telemetry import Metrics
@@ -86,11 +86,14 @@ def test_the_gpu_that_torch_computes_on_is_watched(monkeypatch, name, mfu):
     assert sampled["gpu_utilization_percent"] == 97
 
 
-def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, capsys):
+def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, capsys, monkeypatch):
     run = open_run("train", [])
-    metrics = Metrics(run, None, GpuWatch(Nvml(), ["GPU-1"], 1e3, 1e12))
+    clock = SimpleNamespace(monotonic=lambda: 7.5, time=time.time)
+    metrics = Metrics(run, None, GpuWatch(Nvml(), ["GPU-1"], 1e9, 1e12))
     state = SimpleNamespace(global_step=0, max_steps=5, epoch=0.0)
+    monkeypatch.setattr(telemetry, "time", clock)
     metrics.on_train_begin(None, state, None)
+    clock.monotonic = lambda: 8.0
     state.global_step, state.epoch, metrics.step_tokens = 5, 1.0, 300
     metrics.note(event="out_of_memory", micro_batch_size=2)
     metrics.on_log(None, state, None, {"loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5})
@@ -99,8 +102,8 @@ def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, ca
     metrics.close()
     event, step, judged = (json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines())
     figures = {"loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens": 300, "gpu_temperature_celsius": 61}
-    assert figures.items() <= step.items()
-    assert step.keys() >= {"tokens_per_second", "memory_bytes", "gpu_utilization_percent", "gpu_memory_bytes", "mfu"}
+    assert (figures | {"tokens_per_second": 600.0, "mfu": 0.6}).items() <= step.items()
+    assert step.keys() >= {"memory_bytes", "gpu_utilization_percent", "gpu_memory_bytes"}
     assert (judged["step"], judged["eval_loss"]) == (5, 2.25)
     assert (event["step"], event["event"]) == (1, "out_of_memory")
     assert monitor.described(event) == "step 1  out_of_memory  micro_batch_size 2"
@@ -112,7 +115,23 @@ def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, ca
     assert {"train/loss", "train/learning_rate", "train/grad_norm", "train/mfu"} <= set(shown.Tags()["scalars"])
     said = capsys.readouterr().err
     assert "step 5/5  loss 2.500" in said
-    assert re.search(r"MFU \d+%", said)
+    assert "600 tokens/s  MFU 60%" in said
+
+
+@pytest.mark.parametrize(("steps", "said"), [((1, 2, 3, 4, 5, 6), False), ((1, 2, 4, 6), True), ((), True)])
+def test_metrics_that_lack_steps_before_the_checkpoint_are_said_and_training_goes_on(folder, capsys, steps, said):
+    run = open_run("train", [])
+    checkpoint = checkpoints.path_of(5, run.path / "checkpoints")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / checkpoints.NOTES).write_text("{}")
+    content = [json.dumps({"step": step, "loss": 2.5, "tokens": 10 * step}) for step in steps]
+    (run.path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in content))
+    metrics = Metrics(run, checkpoint)
+    metrics.close()
+    kept = [line for line in content if json.loads(line)["step"] <= 5]
+    assert (run.path / "metrics.jsonl").read_text().splitlines() == kept
+    note = f"note: {run.path}/metrics.jsonl lacks {2 if steps else 5} of the 5 steps before step-00000005"
+    assert (note in " ".join(capsys.readouterr().err.split())) == said
 
 
 def test_a_dashboard_whose_package_is_missing_is_named_with_the_fix(folder):

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -23,6 +25,9 @@ from maketune.runs import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys, but for tab and line end."""
 
 
 class Request(NamedTuple):
@@ -83,7 +88,16 @@ class Sampler:
         )
         if not show:
             for request, text in zip(requests, texts, strict=True):
-                print(request.prompt + text, flush=True)
+                show_text(request.prompt + text + "\n")
+
+
+def show_text(text: str) -> None:
+    """Print a text on stdout: to a file or a pipe as it is, to a terminal without control of it.
+
+    What a model generates may be an escape sequence, which moves the cursor, changes colours or what keys type.
+    """
+    watched = sys.stdout.isatty() or os.environ.get("MAKETUNE_STDOUT_TERMINAL") == "1"  # a container's is a pipe
+    print(CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text) if watched else text, end="", flush=True)
 
 
 def completion(tokenizer: "PreTrainedTokenizerFast", prompt: list[int], ids: list[int]) -> str:
@@ -147,7 +161,7 @@ class Shown(BaseStreamer):
         """Take the prompt's ids, then one token after the other."""
         if self.ids is None:
             self.ids = []
-            print(self.request.prompt, end="", flush=True)
+            show_text(self.request.prompt)
             return
         self.ids += [each for each in value.tolist() if each != self.tokenizer.eos_token_id]
         text = completion(self.tokenizer, self.request.ids, self.ids)
@@ -159,7 +173,7 @@ class Shown(BaseStreamer):
         self._print(completion(self.tokenizer, self.request.ids, self.ids or []) + "\n")
 
     def _print(self, text: str) -> None:
-        print(text[len(self.printed) :], end="", flush=True)
+        show_text(text[len(self.printed) :])
         self.printed = text
 
 

@@ -41,6 +41,12 @@ class Metrics(TrainerCallback):
             for line in self._lines()
             if line["step"] < self.step or (line["step"] == self.step and not (due and "eval_loss" in line))
         ]
+        missing = self.step - len({line["step"] for line in kept if "loss" in line})
+        if missing > 0:
+            say(
+                f"note: {self.path} lacks {missing:,} of the {self.step:,} steps before {checkpoint.name}: was it "
+                "shortened? Training goes on as it was; curves and the count of tokens go without them"
+            )
         self.tokens = max((line.get("tokens", 0) for line in kept), default=0)
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed in `close`

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import stat
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Dict, List, Tuple
 
 from maketune_host.errors import UserError, nearest, say
 
+PIPE = "what comes out of a program is piped in: zcat texts.gz | make train DATA=-"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -36,11 +38,18 @@ def data(text: str, folders: List[Path], name: str = "DATA") -> str:
     It is one path or glob as it stands, if there is such a file; else several, a line each or as a shell splits words.
     """
     _text(name, text)
-    if text == "-" and name == "DATA":
+    if text == "-" and not name.endswith("test_path"):
         if sys.stdin is None or sys.stdin.isatty():
-            raise UserError("DATA=-: nothing is piped in", "as in: zcat texts.gz | make train DATA=-")
+            raise UserError("DATA=-: nothing is piped in", PIPE)
         return text
-    return "\n".join(_readable(word, folders, name) for word in _several(text, folders))
+    return named(_several(text, folders), folders, name)
+
+
+def named(paths: List[str], folders: List[Path], name: str) -> str:
+    """Paths and globs, each as it stands, as `data` gives them."""
+    if paths == ["-"]:
+        return data("-", folders, name)
+    return "\n".join(_readable(path, folders, name) for path in paths)
 
 
 def paths(text: str) -> List[str]:
@@ -83,9 +92,13 @@ def _readable(text: str, folders: List[Path], name: str) -> str:
         return str(path)
     if not path.exists():
         hint = _similar(path) or f"a .txt, .csv or .jsonl file, or a folder of those; relative to {folders[0]}"
-        if HUB_ID.fullmatch(text) and "/" in text and not Path(text).suffix:
+        if str(path).startswith(("/dev/fd/", "/proc/")):  # of a shell's <(...), which not every program inherits
+            hint = PIPE
+        elif HUB_ID.fullmatch(text) and "/" in text and not Path(text).suffix:
             hint = f'a data set of the Hub goes into the config: ARGS="data.dataset={text}"'
         raise UserError(f"{name}: there is no {path}", hint)
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(f"{name}: {path} is neither a file nor a folder", PIPE)
     if not os.access(str(path), os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise UserError(f"{name}: {path} cannot be read", "give yourself access to it (ls -l, chown, chmod)")
     return str(path)
@@ -134,6 +147,15 @@ def prompt(text: str, folders: List[Path]) -> Tuple[str, str]:
     if not os.access(str(path), os.R_OK):
         raise UserError(f"PROMPT: {path} cannot be read", "give yourself access to it (ls -l, chown, chmod)")
     return "-", str(path)
+
+
+def piped_in() -> bool:
+    """Whether standard input is a pipe or a file, and not a terminal or nothing."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _text(name: str, value: str) -> None:

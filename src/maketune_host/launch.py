@@ -33,9 +33,9 @@ class Launch:
     config: str = ""
     """Empty for a run's own settings."""
     data: str = ""
-    """Absolute paths, one a line, or `-`."""
+    """Absolute paths, one a line, or `-`: DATA, or data.path where ARGS or the config names it."""
     test_data: str = ""
-    """data.test_path, where ARGS names it."""
+    """data.test_path, where ARGS or the config names it."""
     model: str = ""
     prompt: str = ""
     """What generate completes: a text, or `-` for its standard input."""
@@ -77,6 +77,7 @@ def variables(launch: Launch, verb: str) -> Dict[str, str]:
         "MAKETUNE_IMAGE": launch.image,
         "MAKETUNE_COMMAND": launch.command,
         "MAKETUNE_TERMINAL": "1" if watched else "",
+        "MAKETUNE_STDOUT_TERMINAL": "1" if sys.stdout.isatty() else "",
         "COLUMNS": str(shutil.get_terminal_size().columns) if watched else "",
         "PROMPT": launch.prompt if verb == "generate" else "",
         "HF_HUB_OFFLINE": online,

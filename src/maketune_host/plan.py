@@ -26,7 +26,8 @@ def run(root: Path, target: str, dry: bool) -> int:
 def card(words: List[str]) -> List[str]:
     """Options for the GPU that nvidia-smi finds, unless the words name one or GPUS=0."""
     wanted = workflow.setting("GPUS", "all")
-    graphics = facts.Graphics() if wanted == "0" or "--gpu" in words else facts.graphics(seconds=3)
+    none = wanted == "0" or workflow.setting("FLAVOR") == "cpu" or "--gpu" in words
+    graphics = facts.Graphics() if none else facts.graphics(seconds=3)
     chosen = decide.gpus(wanted, graphics) if graphics.gpus else []
     if not chosen:
         return []
@@ -35,7 +36,10 @@ def card(words: List[str]) -> List[str]:
 
 
 def settings(root: Path, words: List[str], gpu: bool) -> List[str]:
-    """Options for the config: RUN's own with its data, CONFIG, or train's choice unless the words shape a model."""
+    """Options for what train would take: RUN's own config with its data, else CONFIG or train's choice, MODEL over it.
+
+    Words that shape a model of their own stand alone: for them no config speaks.
+    """
     started_in = [root, Path(os.environ.get("MAKETUNE_CALLED_FROM") or str(root))]
     config, model = workflow.setting("CONFIG"), inputs.model(workflow.setting("MODEL"), started_in)
     options = ["--model", model] if model else []
@@ -46,6 +50,6 @@ def settings(root: Path, words: List[str], gpu: bool) -> List[str]:
             options += ["--data", f"runs/{name}/data.json"]
     elif config:
         options += ["--config", inputs.config(config, root, started_in)]
-    elif not {"--config", "--model", "--layers"} & {word.split("=")[0] for word in [*options, *words]}:
+    elif not {"--config", "--model", "--layers"} & {word.split("=")[0] for word in words}:
         options += ["--config", "configs/gpt2.yaml" if gpu else "configs/smoke.yaml"]
     return options

@@ -6,9 +6,9 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable, List, Optional
 
-from maketune_host import checks, container, decide, facts, host, image, inputs, local, pins, venv
+from maketune_host import checks, configured, container, decide, facts, host, image, inputs, local, pins, venv
 from maketune_host.errors import INPUT, UNFIT, Stopped, UserError, complain, nearest, os_hint, say
 from maketune_host.launch import Launch
 from maketune_host.process import ask
@@ -45,6 +45,7 @@ def run(root: Path, target: str, dry: bool) -> int:
     if verb == "publish" and not inputs.agreed(launch.run_dir / "model", setting("YES") in ("1", "yes"), dry):
         return 0
     prepare(launch)
+    new = not (dry or setting("RUN") or launch.run_dir.exists())  # a name that was asked for keeps its settings
     steps = [verb]
     if verb == "train":
         steps = [*([] if verified(launch) else ["env-verify"]), "data", "train"]
@@ -63,9 +64,21 @@ def run(root: Path, target: str, dry: bool) -> int:
                 f"{step} was killed",
                 "out of memory? less at once: ARGS=train.micro_batch_size=1; dmesg says who did it",
             )
+        if code == INPUT and new:
+            forget(launch.run_dir)
         if code:
             return code
     return 0
+
+
+def forget(run: Path) -> None:
+    """Remove a run in which nothing was done: its settings, checks and surroundings, if no more is in it."""
+    written = [run / name for name in ("config.yaml", "env.json", "manifest.json")]
+    if run.is_dir() and set(run.iterdir()) <= set(written):
+        for path in written:
+            if path.exists():
+                path.unlink()
+        run.rmdir()
 
 
 def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
@@ -76,6 +89,8 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     prompt = inputs.prompt(os.environ.get("PROMPT", ""), started_in) if verb == "generate" else ("", "")
     if verb == "generate" and not prompt[0] and sys.stdin.isatty() and sys.stdout.isatty():
         prompt = ("-", "")  # a session in the terminal
+    if verb == "generate" and not prompt[0] and inputs.piped_in():
+        say("note: standard input is not read; PROMPT=- takes its lines as prompts")
     config = "configs/smoke.yaml" if smoke else setting("CONFIG")
     config = inputs.config(config, root, started_in) if config else ""
     reason = "smoke" if smoke else "asked for"
@@ -110,18 +125,20 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     if not name and verb in ("eval", "generate", "shell") and not judged_anew:
         name = inputs.newest_run(root)
         say(f"run: {name} (the newest with a model)")
-    arguments, test_data = tested(overrides(os.environ.get("ARGS", "")), started_in)
+    existing = bool(name) and (root / "runs" / name / "config.yaml").exists()
+    if existing and verb in ("eval", "generate"):
+        config = ""
+    source = root / config if config and not data and verb in ("data", "train", "eval") else None
+    arguments, given_data, test_data = texts(overrides(os.environ.get("ARGS", "")), source, started_in)
     if verb == "eval" and data:
         say("split: all of the texts (those held back alone: ARGS=eval.split=test)")
         arguments.insert(0, "eval.split=all")
 
     launch = device(root, dry)
-    launch.data, launch.test_data, launch.model, launch.arguments = data, test_data, model, arguments
+    launch.data, launch.test_data, launch.model, launch.arguments = given_data or data, test_data, model, arguments
     launch.prompt, launch.prompts = prompt
-    existing = bool(name) and (root / "runs" / name / "config.yaml").exists()
-    if existing and (not config or verb in ("eval", "generate")):
+    if existing and not config:
         say(f"config: runs/{name}/config.yaml (the run's own)")
-        config = ""
         for key, path in inputs.remembered(root / "runs" / name).items():
             if not getattr(launch, key.lower()) and all(map(os.path.exists, inputs.paths(path))):
                 setattr(launch, key.lower(), path)
@@ -139,15 +156,32 @@ def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     return launch
 
 
-def tested(arguments: List[str], folders: List[Path]) -> "tuple[List[str], str]":
-    """ARGS with data.test_path as an absolute path, and that path. Raises UserError if it cannot be read."""
-    key, found = "data.test_path=", ""
-    for index, each in enumerate(arguments):
-        if each.startswith(key) and each[len(key) :][:1] not in ("", "["):
-            found = inputs.data(each[len(key) :], folders, "data.test_path")
-            listed = found.split("\n")
-            arguments[index] = key + (json.dumps(listed, ensure_ascii=False) if len(listed) > 1 else found)
-    return arguments, found
+def texts(arguments: List[str], config: Optional[Path], folders: List[Path]) -> "tuple[List[str], str, str]":
+    """ARGS, and what ARGS, else the config, names as data.path and data.test_path: absolute, one a line, as DATA is.
+
+    data.path leaves ARGS, for it becomes DATA; data.test_path stays in it or comes into it, for DATA puts the config's
+    away. Raises UserError for what cannot be read.
+    """
+    others, found = [], {}
+    named = configured.texts(config) if config else {}
+    for word in arguments:
+        key, _, value = word.partition("=")
+        if key not in ("data.path", "data.test_path"):
+            others.append(word)
+            continue
+        named.pop(key[len("data.") :], None)
+        if value in ("", "null"):
+            others.append(word)
+        elif value.startswith("["):
+            found[key] = inputs.named(configured.listed(value), folders, f"ARGS: {key}")
+        else:
+            found[key] = inputs.data(value, folders, f"ARGS: {key}")
+    for key, values in named.items():
+        found[f"data.{key}"] = inputs.named(values, folders, f"{config}: data.{key}")
+    tested = found.get("data.test_path", "").split("\n")
+    if tested[0]:
+        others.append("data.test_path=" + (json.dumps(tested, ensure_ascii=False) if len(tested) > 1 else tested[0]))
+    return others, found.get("data.path", ""), "\n".join(tested)
 
 
 def watched(root: Path, name: str, dry: bool) -> Launch:

@@ -78,6 +78,11 @@ def _named(path: str, data: DataConfig) -> list[str]:
     else:
         raise _missing(Path(path))
     for match in matches:
+        if not os.path.isfile(match):
+            raise UserError(
+                f"{match}: neither a file nor a folder",
+                "what comes out of a program is piped in: zcat texts.gz | make train DATA=-",
+            )
         if not (data.format or format_of(match)):
             raise UserError(f"{match}: cannot read this kind of file", f"it must end in one of {KINDS}; or data.format")
     return matches

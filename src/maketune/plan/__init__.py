@@ -119,12 +119,16 @@ def memory(run: Run, gpu: bool = True) -> Memory:
 
     - weights: fp32, 4 bytes; under 16-bit autocast a 16-bit copy of each matrix while a micro-batch lasts, 2 bytes.
     - gradients: fp32, 4 bytes for each trained weight. With one micro-batch a step they come as activations go.
-    - optimizer: AdamW's two moments in fp32, 8 bytes; 8-bit AdamW (Dettmers et al. 2021) 2 bytes, and 8 a block of 256.
+    - optimizer: `moment_bytes`.
     - activations: what autograd keeps of a layer for a token: `layer_bytes`; with checkpointing each layer's input,
       and one layer whole while it is recomputed (Chen et al. 2016). And the backward pass's own, 32 w a token.
     - logits: of the loss's chunk, 2,048 tokens on a GPU and 256 on a CPU, at 16 bits with softmax and gradient beside;
       the head's gradient, complete before it is added to the rest, and at 16 bits the product that is added to it.
     - overhead: CUDA's context and cuBLAS's workspaces, 0.6 GB, and 5 % that the allocator cannot use.
+
+    When the weights change, activations and logits are gone, and a GPU's AdamW takes 4 bytes a trained weight for the
+    roots of all second moments at once (torch's foreach implementation): where that is more, it is the peak, and these
+    bytes count to the optimizer.
 
     Left out: other programs' share of the card (a desktop: 0.3 to 1 GB), NCCL's buffers (0.2 GB with several GPUs),
     what torch.compile saves, and what glibc's malloc loses on a CPU (up to a third, if nothing tells it otherwise).
@@ -136,7 +140,7 @@ def memory(run: Run, gpu: bool = True) -> Memory:
     kept = 1 if run.lora_rank and run.checkpointing else model.layers
     copies = 2.0 * (model.matrices / model.layers * kept + head) if run.half else 0.0
     weights = 4.0 * (model.parameters + adapters) + copies
-    optimizer = run.trained * (2 + 8 / 256 if run.optimizer == "adamw_8bit" else 8.0)
+    optimizer = moment_bytes(run)
     layer = layer_bytes(run)
     whole = rows * (layer * model.layers + 4 * model.width)
     if run.checkpointing:
@@ -146,10 +150,20 @@ def memory(run: Run, gpu: bool = True) -> Memory:
     logits = (8.0 if run.half else 4.0) * block + rows * 4 * model.width
     logits += (0 if run.lora_rank else 4.0 * head) + (2.0 if run.half else 0.0) * head
     gradients = 4.0 * run.trained
+    roots = 4.0 * run.trained if gpu and run.optimizer == "adamw" else 0.0
+    change = Memory(weights - copies, gradients, optimizer + roots, 0, 0, 0)
     if run.micro_batch * run.gpus >= run.batch:
         gradients = max(0.0, gradients - whole - working - logits)
-    parts = Memory(weights, gradients, optimizer, whole + working, logits, 0)
+    parts = max(change, Memory(weights, gradients, optimizer, whole + working, logits, 0), key=sum)
     return parts._replace(overhead=0.6e9 + 0.05 * parts.total if gpu else 0)
+
+
+def moment_bytes(run: Run) -> float:
+    """AdamW's two moments in fp32, 8 bytes a trained weight; 8-bit AdamW (Dettmers et al. 2021) takes 2 bytes, and 8 a
+    block of 256, but for the embeddings, whose moments transformers' Trainer leaves in fp32."""
+    embeddings = 0 if run.lora_rank else (run.model.vocabulary + run.model.positions) * run.model.width
+    small = run.trained - embeddings if run.optimizer == "adamw_8bit" else 0
+    return (2 + 8 / 256) * small + 8.0 * (run.trained - small)
 
 
 def layer_bytes(run: Run) -> float:
@@ -202,7 +216,7 @@ def seconds(run: Run, tokens: float, gpu: Gpu, mfu: float = MFU) -> float:
 
 def checkpoint_bytes(run: Run) -> float:
     """A checkpoint on disk: the trained weights and their moments."""
-    return run.trained * (4 + (2 + 8 / 256 if run.optimizer == "adamw_8bit" else 8))
+    return 4.0 * run.trained + moment_bytes(run)
 
 
 def largest_micro_batch(run: Run, room: float) -> int:

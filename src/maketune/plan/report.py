@@ -103,6 +103,8 @@ def make(options: argparse.Namespace) -> Plan:
     if options.config:
         for section, values in inputs.read_config(Path(options.config)).items():
             tree.setdefault(section, {}).update(values)
+    if options.model and options.model != tree["model"]["name"]:
+        tree["model"] = {**inputs.defaults()["model"], "name": options.model}  # as MODEL= does in a run
     inputs.overridden(tree, options.settings)
     train, data = tree["train"], tree["data"]
     gpu = known_gpu(options.gpu) if options.gpu else None
@@ -122,7 +124,7 @@ def make(options: argparse.Namespace) -> Plan:
         optimizer=options.optimizer or train.get("optim", "adamw"),
         lora_rank=options.lora or train.get("lora_rank") or 0,
         checkpointing=bool(options.checkpointing or train.get("gradient_checkpointing")),
-        dropout=tree["model"].get("dropout") or (0.1 if name in MODELS else 0),
+        dropout=own_dropout(tree["model"], name),
         gpus=options.gpus,
     )
     if not (1 <= run.context < 1e9 and 1 <= run.batch < 1e9 and 0 <= run.lora_rank < 1e6):
@@ -144,7 +146,7 @@ def make(options: argparse.Namespace) -> Plan:
         tokens, tokens_from, speed, speed_from, checkpoints=int(train.get("save_total_limit") or 1) + 1,
     )  # fmt: skip
     if not made.fits:
-        scratch = tree["model"].get("init") == "scratch" and not options.model  # config.py refuses an adapter there
+        scratch = tree["model"]["init"] == "scratch"  # config.py refuses an adapter there
         made.ways = [way for way in plan.ways_to_fit(run, room) if not (scratch and way[0].lora_rank)]
         made.cards = [card.name for card in plan.cards_that_fit(run)]
     return made
@@ -179,12 +181,12 @@ def known_model(options: argparse.Namespace, tree: Dict[str, Any], context: int)
         if not all(shape):
             raise UserError("--layers, --width and --heads go together", "as in --layers 12 --width 768 --heads 12")
         return "a GPT-2", checked(Model(*shape, options.vocabulary or 50257, context))
-    if tree.get("init") == "scratch" and not options.model:
+    if tree["init"] == "scratch":
         values = [tree.get(key) or plan.SCRATCH[key] for key in ("n_layer", "n_embd", "n_head")]
         named = 50257 if tree.get("tokenizer") else tree.get("vocab_size") or plan.SCRATCH["vocab_size"]
         known = inputs.data_vocabulary(options.data) if options.data else 0  # a small text makes fewer than asked for
         return "a new GPT-2", checked(Model(*values, options.vocabulary or known or named, context))
-    name = str(options.model or tree["name"])
+    name = str(tree["name"])
     described = Path(name) / "config.json"
     if described.is_file():
         return name, described_model(described)
@@ -215,6 +217,16 @@ def described_model(path: Path) -> Model:
             f"{path}: not a GPT-2's description",
             "of other architectures plan knows no shape; the nearest GPT-2: --layers ...",
         ) from None
+
+
+def own_dropout(tree: Dict[str, Any], name: str) -> float:
+    """The share that the model drops: of a new one the config's, of one in a folder its description's."""
+    if tree["init"] == "scratch":
+        return float(plan.SCRATCH["dropout"] if tree["dropout"] is None else tree["dropout"])
+    try:
+        return float(json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))["resid_pdrop"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.1 if name in MODELS else 0.0  # GPT-2's own
 
 
 def run_tokens(options: argparse.Namespace, train: Dict[str, Any], run: Run) -> Tuple[Optional[int], str]:
