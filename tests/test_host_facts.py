@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maketune_host import distribution, facts, host, network
+from maketune_host import commands, facts, host, network
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_the_toolkits_mode_is_read_from_its_config(path, monkeypatch, config, mo
 
 def test_all_facts_of_this_machine_can_be_collected():
     found = host.collect(Path(__file__).parents[1], engine=False)
-    assert found.distribution == distribution.here()
+    assert found.distribution == commands.here()
     assert "shm_size" in found.compose_file and found.repository_free_bytes > 0 and found.shm_bytes > 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maketune_host import distro, facts, install, pins, setup
+from maketune_host import distributions, facts, install, pins, setup
 from maketune_host.errors import Unfit, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +150,7 @@ def test_packages_that_docker_would_replace_are_left_alone():
 def test_another_or_an_old_distribution_is_told_what_is_supported_and_what_to_install(text):
     with pytest.raises(Unfit, match="it knows Ubuntu") as stopped:
         setup.plan(setup.Host(text))
-    assert (distro.parse(text).get("PRETTY_NAME") or "this system") in str(stopped.value)
+    assert (distributions.parse(text).get("PRETTY_NAME") or "this system") in str(stopped.value)
     assert "Docker Engine" in stopped.value.hint and "Container Toolkit" in stopped.value.hint
     assert stopped.value.code == 3
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_mended_by_adding_stops_before_anything_is_done(change, w
 
 
 def advice(host):
-    return setup.driver_advice(host, distro.detect(host.os_release), pins.read_flavor(ROOT, "cu124"))
+    return setup.driver_advice(host, distributions.detect(host.os_release), pins.read_flavor(ROOT, "cu124"))
 
 
 def test_the_driver_is_named_for_the_distribution_and_left_to_the_user():
@@ -189,8 +189,8 @@ def test_installed_packages_are_read_from_either_package_manager(monkeypatch, tm
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert install._packages(distro.detect(DEBIAN)) == {"curl"}
-    assert install._packages(distro.detect(ROCKY)) == {"runc"}
+    assert install._packages(distributions.detect(DEBIAN)) == {"curl"}
+    assert install._packages(distributions.detect(ROCKY)) == {"runc"}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 
 from conftest import clone as cloned
 from maketune import gpus, plan
-from maketune.config import ModelConfig, load_config
+from maketune.config import ModelConfig
 from maketune.plan import Model, Run, inputs
+from maketune.settings import load_config
 from workspace import REPOSITORY
 
 ODD = [(1, 2, 1, 1, 1), (1, 64, 4, 257, 32), (2, 128, 4, 2048, 128), (3, 96, 3, 1000, 77), (4, 256, 8, 50257, 512)]

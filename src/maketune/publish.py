@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from maketune import card
-from maketune.config import load_config
 from maketune.errors import Unfit, UserError
 from maketune.progress import say
 from maketune.runs import Run, named
+from maketune.settings import load_config
 
 
 def publish(run_name: str, to: str, public: bool) -> None:

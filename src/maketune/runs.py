@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from maketune import __version__
-from maketune.config import Config, differences, load_config
+from maketune.config import Config
 from maketune.errors import Stopped, UserError
+from maketune.settings import differences, load_config
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from maketune_host import distribution, facts
+from maketune_host import commands, facts
 from maketune_host.facts import Docker, Gpu, Graphics
 from maketune_host.process import ask
 
@@ -169,7 +169,7 @@ def _system(root: Path) -> Dict[str, Any]:
     stuck = [path for path in (written or [root]) if path.is_dir() and not os.access(str(path), os.W_OK)]
     owned = [path for path in written if uid and path.lstat().st_uid == 0]
     return {
-        "distribution": distribution.here(),
+        "distribution": commands.here(),
         "machine": platform.machine(),
         "systemd": Path("/run/systemd/system").exists(),
         "wsl": "microsoft" in read_text_of("/proc/version").lower(),

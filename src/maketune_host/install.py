@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import FrozenSet, List
 
-from maketune_host import distro, facts, pins, setup, workflow
+from maketune_host import distributions, facts, pins, setup, workflow
 from maketune_host.errors import Unfit, UserError, complain, say
 from maketune_host.host import read_text_of
 from maketune_host.process import ask, supervise
@@ -36,7 +36,7 @@ def run(root: Path, target: str, dry: bool) -> int:
         host = replace(host, graphics=replace(host.graphics, broken=True, reason="as if there were a GPU"))
     sudo = os.geteuid() != 0
     steps = setup.plan(host)
-    here = distro.detect(host.os_release)
+    here = distributions.detect(host.os_release)
     say(f"host: {here.name}, {'WSL2, ' * host.wsl}{host.graphics.reason}")
     advice = setup.driver_advice(host, here, pins.read_flavor(root, "cu124"))
     say(*([advice] if advice else []), *([] if steps else ["nothing is missing"]))
@@ -59,9 +59,9 @@ def run(root: Path, target: str, dry: bool) -> int:
 def collect() -> Host:
     """Look at this machine; nothing is changed, and the vendors' hosts are asked whether they answer."""
     if not os.path.exists(OS_RELEASE):
-        raise Unfit(f"there is no {OS_RELEASE} that names the distribution; host-setup knows {distro.SUPPORTED}")
+        raise Unfit(f"there is no {OS_RELEASE} that names the distribution; host-setup knows {distributions.SUPPORTED}")
     text = Path(OS_RELEASE).read_text(encoding="utf-8")
-    here = distro.detect(text)
+    here = distributions.detect(text)
     docker = facts.docker()
     engine = bool(docker.info or "permission denied" in docker.error.lower())
     toolkit = ask(["nvidia-ctk", "--version"]).output.partition("version ")[2].split()
@@ -92,7 +92,7 @@ def collect() -> Host:
     return replace(host, answers=answers, mirror=mirror)
 
 
-def _packages(here: distro.Distro) -> FrozenSet[str]:
+def _packages(here: distributions.Distro) -> FrozenSet[str]:
     parts = [*here.vendor.values(), *here.own.values(), tuple(here.rivals), ("curl", "ca-certificates")]
     names = sorted({name for part in parts for name in part})
     if here.manager == "apt":

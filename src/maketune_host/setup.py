@@ -4,8 +4,8 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Dict, FrozenSet, List, NamedTuple, Tuple
 
-from maketune_host import distro
-from maketune_host.distro import Distro, Packages
+from maketune_host import distributions
+from maketune_host.distributions import Distro, Packages
 from maketune_host.errors import Unfit
 from maketune_host.facts import Docker, Graphics
 from maketune_host.pins import version
@@ -85,7 +85,7 @@ class Host:
 
 def plan(host: Host) -> List[Step]:
     """The steps that are missing, in order. Raises Unfit where they cannot be had without undoing something."""
-    here = distro.detect(host.os_release)
+    here = distributions.detect(host.os_release)
     if host.machine != "x86_64":
         raise Unfit(f"the locked wheels are for x86_64, this is {host.machine}", "take an x86-64 machine")
     if host.snap:
@@ -144,7 +144,7 @@ def _engine(host: Host, here: Distro) -> Tuple[List[Step], Dict[str, List[str]]]
             raise Unfit(f"Docker would replace {', '.join(rivals)}, and host-setup removes nothing", hint)
         else:
             what = f"{DOCKER} does not answer, and {here.name}'s own packages have no {part} that suffices"
-            raise Unfit(what, "let this machine reach it (proxy, firewall), or " + distro.BY_HAND)
+            raise Unfit(what, "let this machine reach it (proxy, firewall), or " + distributions.BY_HAND)
     steps, packages = [], {}
     if own:
         own = here.own if here.borrows else own  # borrowed ones belong together
@@ -165,7 +165,8 @@ def _names(packages: Packages) -> List[str]:
 def _borrow(host: Host, here: Distro) -> List[Step]:
     """The later release as a source of these packages and nothing else, so that the system stays what it is."""
     if not host.mirror:
-        raise Unfit(f"apt names no mirror of {here.name}", "add one to /etc/apt/sources.list, or " + distro.BY_HAND)
+        hint = "add one to /etc/apt/sources.list, or " + distributions.BY_HAND
+        raise Unfit(f"apt names no mirror of {here.name}", hint)
     names = " ".join(name for name in _names(here.own) if name not in ("runc", "iptables"))
     source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {host.mirror} {here.borrows} main"
     pins = ("Package: *", f"Pin: release n={here.borrows}", "Pin-Priority: -10", "")

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Dict, Iterator, List
 
-from maketune_host import distribution, pins
+from maketune_host import commands, pins
 from maketune_host.errors import Unfit, say
 from maketune_host.process import ask, show, supervise
 
@@ -68,7 +68,7 @@ def ensure(root: Path, name: str, dry: bool = False) -> Path:
         for command in (create, sync + [str(path) for path in locks(root, name)]):
             if dry:
                 show(command)
-            elif supervise(command, stdout=sys.stderr, env=_uv_environment(), cwd=str(root)):
+            elif supervise(command, stdout=sys.stderr, env=uv_environment(), cwd=str(root)):
                 hint = "see uv's words above; for a mirror UV_DEFAULT_INDEX=https://... (uv reads no pip.conf)"
                 raise Unfit(
                     f"the venv {name} could not be made",
@@ -91,7 +91,8 @@ def _alone(lock: Path, dry: bool) -> Iterator[None]:
         yield
 
 
-def _uv_environment() -> Dict[str, str]:
+def uv_environment() -> Dict[str, str]:
+    """The caller's environment as uv is to see it: no venv of the caller's, and pip's index where uv has none."""
     environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
     if not any(key in os.environ for key in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")) and os.environ.get("PIP_INDEX_URL"):
         environment["UV_DEFAULT_INDEX"] = os.environ["PIP_INDEX_URL"]
@@ -124,7 +125,7 @@ def ensure_uv(root: Path, dry: bool = False) -> Path:
         if ask([python, "-m", "pip", "--version"]).code:
             python = os.path.join(work, "venv/bin/python")
             if ask([sys.executable, "-m", "venv", os.path.join(work, "venv")], timeout=120).code:
-                command = distribution.install(distribution.here(), "pip")
+                command = commands.install(commands.here(), "pip")
                 raise Unfit(f"this Python ({sys.executable}) has neither pip nor venv", command)
         environment = dict(os.environ, PIP_REQUIRE_VIRTUALENV="0", PIP_USER="0")
         code = supervise(

@@ -16,7 +16,7 @@ from maketune_host.checks.base import (
     with_gpu,
     with_gpu_in_container,
 )
-from maketune_host.distribution import install, service
+from maketune_host.commands import install, service
 from maketune_host.host import Host
 from maketune_host.pins import version
 

@@ -4,7 +4,7 @@ import re
 from typing import List
 
 from maketune_host.checks.base import FAIL, OK, WARN, WORST_FIRST, Pins, Verdict, check, with_gpu
-from maketune_host.distribution import install, service
+from maketune_host.commands import install, service
 from maketune_host.facts import Gpu
 from maketune_host.host import Host
 from maketune_host.pins import version

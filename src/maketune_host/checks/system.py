@@ -3,7 +3,7 @@
 import re
 
 from maketune_host.checks.base import FAIL, OK, SKIPPED, WARN, Pins, Verdict, check
-from maketune_host.distribution import install
+from maketune_host.commands import install
 from maketune_host.host import Host
 
 SHM_BYTES = 64 * 2**20

@@ -1,4 +1,4 @@
-"""Which distribution this is: its package manager, the packages that make an engine, how to install a driver."""
+"""The distributions that host-setup knows: package manager, packages of an engine, how a driver is installed."""
 
 import shlex
 from typing import Dict, FrozenSet, NamedTuple, Tuple

@@ -1,4 +1,4 @@
-"""What this distribution calls things: the command that installs, starts or restarts one."""
+"""The commands that install, start or restart something, as this machine's distribution calls them."""
 
 import re
 from pathlib import Path
