@@ -13,6 +13,7 @@ from maketune import compiled, microbatch
 from maketune.data.rows import IGNORED
 from maketune.errors import UserError
 from maketune.microbatch import MicroBatches, even_sizes, fill_state, largest, longest_rows
+from maketune.model import checkpoint_activations
 
 LENGTH = 24
 
@@ -37,15 +38,11 @@ def batch(step=0, rows=16):
     return {"input_ids": ids, "position_ids": positions, "labels": labels, "row_ids": row_ids}
 
 
-def parts(model, size, notes=None):
-    return MicroBatches(
-        model,
-        size=size,
-        seed=42,
-        backward=torch.Tensor.backward,
-        autocast=contextlib.nullcontext,
-        note=lambda **values: notes.append(values) if notes is not None else None,
-    )
+def parts(model, size, notes=None, **more):
+    """`more`: backward and autocast, where they are not plain."""
+    plain = {"backward": torch.Tensor.backward, "autocast": contextlib.nullcontext}
+    note = [].append if notes is None else notes.append
+    return MicroBatches(model, size=size, seed=42, note=lambda **values: note(values), **(plain | more))
 
 
 @pytest.mark.parametrize("size", [8, 4, 2, 1, 5])
@@ -65,27 +62,34 @@ def test_dropout_is_on_and_differs_from_step_to_step():
 
 
 class Failing:
-    """Runs out of memory at chosen calls of the model's last block, in the forward pass or in the backward."""
+    """Runs out of memory at chosen calls of the model's last block, in the forward pass or in the backward.
 
-    def __init__(self, model, calls, where, error=None):
-        self.calls, self.where, self.count = calls, where, 0
-        self.error = error or RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    With an error that is new each time, as a real one is: one that is kept would hold its traceback, and with it a
+    checkpointed block's half-done forward pass, whose hooks would then catch whatever comes after.
+    """
+
+    def __init__(
+        self, model, calls, where, message="DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+    ):
+        self.calls, self.where, self.message, self.count = calls, where, message, 0
         model.transformer.h[-1].register_forward_hook(self)
 
     def __call__(self, module, inputs, output):
         self.count += 1
         if self.count - 1 in self.calls:
             if self.where == "forward":
-                raise self.error
+                self.fail()
             output.register_hook(self.fail)
 
-    def fail(self, gradient):
-        raise self.error
+    def fail(self, gradient=None):
+        raise RuntimeError(self.message)
 
 
-def trained(size, steps=4, calls=(), where="forward", sizes=None, notes=None):
+def trained(size, steps=4, calls=(), where="forward", sizes=None, notes=None, recomputed=False):
     """The weights after some steps; `sizes` sets the micro-batch's size step by step."""
     model = gpt2()
+    if recomputed:
+        checkpoint_activations(model)
     work = parts(model, size, notes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     Failing(model, calls, where)
@@ -122,6 +126,13 @@ def test_after_an_out_of_memory_the_run_is_the_one_with_the_smaller_size(where, 
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
+def test_so_it_is_where_activations_are_recomputed(where):
+    """The attempt that failed leaves a block half done, or half recomputed."""
+    disturbed = trained(8, calls=[3], where=where, recomputed=True)
+    assert_same(disturbed, trained(8, sizes=[8, 4, 4, 4], recomputed=True))
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
 def test_redone_at_the_same_size_nothing_changes(where, monkeypatch):
     monkeypatch.setattr(MicroBatches, "_lessen", lambda *ignored: None)
     assert_same(trained(8, calls=[1, 4], where=where), trained(8))
@@ -152,7 +163,7 @@ def test_at_one_row_activations_are_recomputed_and_then_it_is_over(capsys):
 def test_an_error_that_is_no_lack_of_memory_is_not_swallowed():
     model = gpt2()
     work = parts(model, 4)
-    Failing(model, [0], "forward", RuntimeError("shapes cannot be multiplied"))
+    Failing(model, [0], "forward", "shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="shapes"):
         work.run(batch(), 0)
 

@@ -153,5 +153,6 @@ def check_room(folder: Path, wanted: int, what: str, hint: str) -> None:
 def write_failed(error: Exception) -> bool:
     """Whether a library's error says that a file could not be written: torch and safetensors have their own words."""
     return isinstance(error, OSError) or any(
-        sign in str(error) for sign in ("os error", "inline_container", "PytorchStreamWriter", "I/O error")
+        sign in str(error)
+        for sign in ("os error", "inline_container", "PytorchStreamWriter", "I/O error", "iostream error")
     )

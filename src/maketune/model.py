@@ -204,7 +204,7 @@ def load(folder: Path) -> "PreTrainedModel":
 
 def checkpoint_activations(network: "PreTrainedModel") -> None:
     """Keep each block's input alone for the backward pass, which computes the rest again, with the same dropout."""
-    network.activation_checkpointing_enable({"use_reentrant": False})
+    network.gradient_checkpointing_enable({"use_reentrant": False})  # deprecated, but what every transformers 5 has
 
 
 def quieten() -> None:
