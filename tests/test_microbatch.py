@@ -12,7 +12,7 @@ import workspace
 from maketune import compiled, microbatch
 from maketune.data.rows import IGNORED
 from maketune.errors import UserError
-from maketune.microbatch import MicroBatches, even_sizes, fill_state, largest, longest_rows
+from maketune.microbatch import MicroBatches, even_sizes, fill_state, largest
 from maketune.model import checkpoint_activations
 
 LENGTH = 24
@@ -283,18 +283,19 @@ def test_the_optimizers_state_is_made_to_exist_and_training_is_as_without(accele
 
 
 class FakeCuda:
-    """What the probe asks of a GPU, answered from the rows it last ran."""
+    """What the probe asks of a GPU, answered from the most rows that were in a forward pass at once."""
 
     def __init__(self, monkeypatch, bytes_a_row):
-        self.rows, self.each = 0, bytes_a_row
-        for name in ("reset_peak_memory_stats", "synchronize", "empty_cache"):
+        self.rows, self.each, self.loss = 0, bytes_a_row, microbatch.token_loss
+        for name in ("synchronize", "empty_cache"):
             monkeypatch.setattr(torch.cuda, name, lambda *ignored: None)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *ignored: setattr(self, "rows", 0))
         monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda *ignored: self.rows * self.each)
-        monkeypatch.setattr(microbatch, "longest_rows", self.rows_of)
+        monkeypatch.setattr(microbatch, "token_loss", self.token_loss)
 
-    def rows_of(self, rows, *rest):
-        self.rows = rows
-        return longest_rows(rows, *rest)
+    def token_loss(self, model, part):
+        self.rows = max(self.rows, len(part["labels"]))
+        return self.loss(model, part)
 
 
 def test_a_probe_leaves_no_trace_but_the_size(monkeypatch):
@@ -303,7 +304,7 @@ def test_a_probe_leaves_no_trace_but_the_size(monkeypatch):
     def run(probe):
         model = gpt2()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        work = parts(model, 4)
+        work = parts(model, 0 if probe else 4)  # 0: not known yet
         torch.manual_seed(5)
         if probe:
             work.size = work.probe(optimizer, LENGTH, even_sizes(16), 450).size

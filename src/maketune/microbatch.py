@@ -180,7 +180,8 @@ class MicroBatches:
         """Find the largest of the ascending `sizes` whose step of rows of `length` tokens fits `budget` bytes.
 
         Runs forward and backward passes on made-up rows with the optimizer's state in place, and leaves weights,
-        state, gradients and everything random as they were. On a GPU alone: a CPU seldom runs out by exception.
+        state, gradients and everything random as they were; `size` is the caller's to set. On a GPU alone: a CPU seldom
+        runs out by exception.
         """
         device = next(self.network.parameters()).device
         random = random_state(device)
@@ -188,6 +189,7 @@ class MicroBatches:
 
         def measure(size: int) -> tuple[int, float]:
             """Peak bytes and seconds of a micro-batch."""
+            self.size = size
             batch = longest_rows(size, length, self.network.config.vocab_size, device)
             torch.cuda.reset_peak_memory_stats(device)
             started = time.monotonic()
