@@ -192,8 +192,9 @@ def test_the_probe_finds_what_fits_and_leaves_everything_as_it_was(gpu, determin
             optimizer.zero_grad()
 
     def everything():
-        tensors = [*model.parameters(), *(each for state in optimizer.state.values() for each in state.values())]
-        return [each.detach().clone() for each in [*tensors, *random_state(gpu)]]
+        """Copies of weights, the optimizer's state and everything random."""
+        state = [each for state in optimizer.state.values() for each in state.values()]
+        return [[each.detach().clone() for each in part] for part in (model.parameters(), state, random_state(gpu))]
 
     some_steps(0, steps)
     before = everything()
@@ -204,11 +205,10 @@ def test_the_probe_finds_what_fits_and_leaves_everything_as_it_was(gpu, determin
     assert 0 < found.bytes <= budget
     assert found.seconds > 0
     after = everything()
-    if not steps:  # the optimizer's state has come into being, as of a step 0
-        count = len(list(model.parameters()))
-        assert all((each == 0).all() for each in after[count:-2])
-        after[count:-2] = []
-    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    if not steps:  # the state has come into being, as of a step 0
+        before[1] = [torch.zeros_like(each) for each in after[1]]
+    for was, became in zip(before, after, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(was, became, strict=True))
     assert all(weight.grad is None for weight in model.parameters())
     work.size = min(found.size, 8)
     torch.cuda.reset_peak_memory_stats(gpu)
