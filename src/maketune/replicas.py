@@ -113,6 +113,9 @@ class Replicas:
             except subprocess.TimeoutExpired:  # it is at work on what is not wanted any more, or in a collective
                 process.kill()
                 process.wait()
+        if self.group is not None and self.device == "cuda":
+            with contextlib.suppress(RuntimeError):
+                self.group.abort()  # NCCL's buffers are free for the evaluation; a parting of all would take all
 
     def meet(self, network: nn.Module) -> None:
         """Wait until all are there and have their model. Raises what kept one of them.
