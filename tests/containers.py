@@ -3,11 +3,13 @@
 import os
 import subprocess
 from pathlib import Path
-
-from testcontainers.core.container import DockerContainer
+from typing import TYPE_CHECKING
 
 import workspace
 from workspace import REPOSITORY
+
+if TYPE_CHECKING:
+    from testcontainers.core.container import DockerContainer
 
 FLAVOR = os.environ.get("TEST_FLAVOR", "cu124")
 STRANGER = 12345
@@ -23,8 +25,10 @@ def make(*words: str, folder: Path = REPOSITORY, **variables: str) -> subprocess
     return done
 
 
-def container(image: str, folder: Path, *arguments: str, shm_size: str = "2g", **variables: str) -> DockerContainer:
+def container(image: str, folder: Path, *arguments: str, shm_size: str = "2g", **variables: str) -> "DockerContainer":
     """A step as compose.yaml runs it, as a user that the image does not know."""
+    from testcontainers.core.container import DockerContainer  # here: where no container runs, it need not be installed
+
     os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"  # its image comes from a registry
     step = DockerContainer(
         image,
@@ -45,7 +49,7 @@ def container(image: str, folder: Path, *arguments: str, shm_size: str = "2g", *
     return step
 
 
-def call(step: DockerContainer) -> tuple[int, str]:
+def call(step: "DockerContainer") -> tuple[int, str]:
     """Run it to its end, forty minutes at most; its exit code and what it printed."""
     with step as running:
         code = running.get_wrapped_container().wait(timeout=2400)["StatusCode"]
