@@ -11,10 +11,12 @@ import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: threads that spin starve others
 
-import workspace
-from containers import FLAVOR, STRANGER, make
-from maketune_host import checks, facts, image, venv
-from maketune_host.host import Host
+from maketune_host import doctor as checks
+from maketune_host.doctor import facts
+from maketune_host.doctor.host import Host
+from maketune_host.launch import image, venv
+from support import workspace
+from support.containers import FLAVOR, STRANGER, make
 
 ROOT = Path(__file__).parents[1]
 INTERFACE = ("CONFIG", "RUN", "DATA", "MODEL", "ARGS", "PROMPT", "GPUS", "FLAVOR", "RUNNER", "BASE_IMAGE", "YES")
@@ -102,7 +104,7 @@ def clone(root, runner, client=""):
     for name in ("Makefile", "compose.yaml", "pyproject.toml"):
         root.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root)
-    for name in ("configs", "docker", "src/maketune_host"):
+    for name in ("configs", "docker", "src/maketune_common", "src/maketune_host"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     return Clone(root, runner, client)
 

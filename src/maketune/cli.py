@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from maketune import errors
+from maketune_common import errors
 
 app = typer.Typer(
     help="Fine-tune GPT-2-family language models, or train them from scratch. The Makefile calls these verbs.",
@@ -23,7 +23,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]
 @app.command("env-verify")
 def env_verify(overrides: Overrides = None) -> None:
     """Check packages, libraries, GPU, kernels, mounts and memory; write env.json."""
-    from maketune import environment
+    from maketune.environment import step as environment
 
     environment.verify(overrides or [])
 
@@ -31,7 +31,7 @@ def env_verify(overrides: Overrides = None) -> None:
 @app.command()
 def data(overrides: Overrides = None) -> None:
     """Read, check, split and tokenize the texts, and fetch the model; write data.json. Has a network."""
-    from maketune import data
+    from maketune.data import step as data
 
     data.prepare(overrides or [])
 
@@ -39,7 +39,7 @@ def data(overrides: Overrides = None) -> None:
 @app.command()
 def train(overrides: Overrides = None) -> None:
     """Train, or go on training; write metrics.jsonl, checkpoints/ and model/, then evaluate and sample."""
-    from maketune import train
+    from maketune.train import step as train
 
     train.train(overrides or [])
 
@@ -47,7 +47,7 @@ def train(overrides: Overrides = None) -> None:
 @app.command("eval")
 def evaluate(overrides: Overrides = None) -> None:
     """Judge the run's model on the run's texts, beside the model it began with; write eval.json."""
-    from maketune import evaluate
+    from maketune.evaluate import step as evaluate
 
     evaluate.evaluate(overrides or [])
 
@@ -55,7 +55,7 @@ def evaluate(overrides: Overrides = None) -> None:
 @app.command()
 def generate(overrides: Overrides = None) -> None:
     """Complete PROMPT (-: standard input) with the run's model; write samples.jsonl, print the text."""
-    from maketune import generate
+    from maketune.generate import step as generate
 
     generate.generate(overrides or [])
 
@@ -65,7 +65,7 @@ def report(
     others: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs beside it.")] = None,
 ) -> None:
     """Write report.html: the run on a page, or with other runs side by side; print the page's path."""
-    from maketune import report
+    from maketune.report import step as report
 
     report.report(others or [])
 
@@ -76,7 +76,7 @@ def publish(
     public: Annotated[bool, typer.Option("--public", help="For everybody to see; private without.")] = False,
 ) -> None:
     """Push the run's model/ to the Hub; private, unless it is to be public. Needs a network and a token."""
-    from maketune import publish
+    from maketune.publish import step as publish
 
     publish.publish(os.environ.get("MAKETUNE_RUN", ""), to, public)
 
@@ -84,7 +84,7 @@ def publish(
 @app.command()
 def monitor() -> None:
     """Show each step of the run as it comes, from metrics.jsonl, until the run has ended."""
-    from maketune import monitor
+    from maketune.monitor import step as monitor
 
     monitor.monitor()
 
@@ -92,7 +92,7 @@ def monitor() -> None:
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[data] [OPTIONS]")] = None) -> None:
     """Measure training (`data`: the data step) against the usual scripts, by turns; --help lists its options."""
-    from maketune import bench
+    from maketune.bench import step as bench
 
     bench.bench(arguments or [])
 
@@ -117,7 +117,7 @@ def main(call: Callable[[], None] = app) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        stop(f"{error.strerror or error}: {error.filename or ''}", os_hint(error), errors.UNFIT)
+        stop(f"{error.strerror or error}: {error.filename or ''}", errors.os_hint(error), errors.UNFIT)
     except Exception as error:
         unexpected(error)
 
@@ -131,10 +131,12 @@ def unexpected(error: Exception) -> None:
     import errno
     import traceback
 
+    from maketune.core.memory import out_of_memory
+
     text = f"{type(error).__name__}: {error}"
     if "os error 28" in text or "No space left" in text:
-        stop(text, os_hint(OSError(errno.ENOSPC, "")), errors.UNFIT)
-    if errors.out_of_memory(error):
+        stop(text, errors.os_hint(OSError(errno.ENOSPC, "")), errors.UNFIT)
+    if out_of_memory(error):
         hint = "less at once: train.micro_batch_size, eval.batch_size or data.context_length; or a smaller model"
         stop(text.splitlines()[0], hint, errors.OUT_OF_MEMORY)
     place = f"runs/{os.environ.get('MAKETUNE_RUN', '')}/traceback.txt"
@@ -144,19 +146,6 @@ def unexpected(error: Exception) -> None:
     except OSError:
         traceback.print_exception(error)
     stop(text.splitlines()[0][:300], f"unexpected: a damaged file of the run, or a defect of maketune; see {place}", 1)
-
-
-def os_hint(error: OSError) -> str:
-    """What to do about an error of the operating system."""
-    import errno
-
-    return {
-        errno.ENOSPC: "free some space (`make clean` lists what maketune holds), then repeat: finished work is kept",
-        errno.EFBIG: "a limit on file sizes (ulimit -f) is in the way; raise it, then repeat: finished work is kept",
-        errno.EDQUOT: "your disk quota is used up; free some space, then repeat: finished work is kept",
-        errno.EACCES: "give yourself access to it (ls -l, chown, chmod)",
-        errno.EROFS: "that file system is read-only; runs/ and .cache/ must be writable",
-    }.get(error.errno or 0, "")
 
 
 def stop(message: str, hint: str, code: int) -> None:

@@ -5,7 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from maketune_host import doctor, housekeeping, inputs, install, plan, process, workflow
+from maketune_host.doctor import page as doctor
+from maketune_host.launch import inputs, process
+from maketune_host.setup import install
+from maketune_host.targets import housekeeping, plan, workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import typer
 
-from maketune.config import DataConfig
+from maketune.core.config import DataConfig
+from maketune.core.progress import say
 from maketune.data import read
 from maketune.data.problems import Problems
-from maketune.errors import UserError
-from maketune.progress import say
+from maketune_common.errors import UserError
 
 CONFIG = """
 model: {init: scratch, tokenizer: tokenizer, n_layer: 1, n_head: 1, n_embd: 8}
@@ -32,7 +32,8 @@ data: {path: text.txt, context_length: 512}
 """
 OURS = """
 import transformers
-from maketune import data, model
+from maketune.data import step as data
+from maketune.model import load as model
 from transformers import AutoTokenizer
 
 {started}

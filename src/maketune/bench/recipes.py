@@ -31,7 +31,8 @@ class Size:
 
 def maketune(size: Size) -> list[list[float]]:
     """The verbs data and train, as users call them; the figures are metrics.jsonl's."""
-    from maketune import data, train
+    from maketune.data import step as data
+    from maketune.train import step as train
 
     shape = {"n_layer": size.layers, "n_embd": size.width, "n_head": size.heads, "dropout": 0.1}
     config = {
@@ -66,8 +67,8 @@ def usual(size: Size, packed: bool) -> list[list[float]]:
         default_data_collator,
     )
 
-    from maketune.device import choose_device, choose_precision
-    from maketune.telemetry import memory_bytes
+    from maketune.core.device import choose_device, choose_precision
+    from maketune.train.metrics import memory_bytes
 
     def pad(samples: dict[str, list[str]]) -> dict[str, Any]:
         return tokenizer(samples["text"], truncation=True, max_length=size.context, padding="max_length")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from maketune.bench.recipes import RECIPES, Size
-from maketune.errors import UserError
-from maketune.progress import say
+from maketune.core.progress import say
+from maketune_common.errors import UserError
 
 ON_CPU = Size(layers=4, width=256, heads=4, vocabulary=50257, context=512, batch=16, steps=4)
 ON_GPU = Size(layers=12, width=768, heads=12, vocabulary=50257, context=1024, batch=16, steps=20)
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers")
 
 def run(arguments: list[str]) -> None:
     """Measure and print a table, or with --json an object. Raises UserError for a recipe that fails."""
-    from maketune.device import choose_device
+    from maketune.core.device import choose_device
 
     device = choose_device()
     size = ON_GPU if device.value == "cuda" else ON_CPU
@@ -128,7 +128,7 @@ def figures(name: str, results: list[tuple[float, list[list[float]]]]) -> dict[s
 
 def hardware(device: str) -> dict[str, Any]:
     """Where it was measured."""
-    from maketune import environment
+    from maketune.environment import step as environment
 
     return {"device": device, "threads": len(os.sched_getaffinity(0)), **environment.hardware()}
 
@@ -137,7 +137,8 @@ def add_mfu(content: dict[str, Any]) -> None:
     """Add each row's share of the GPU's bf16 (below capability 8.0 fp16) peak, real tokens alone counted, if known."""
     import torch
 
-    from maketune import gpus, plan
+    from maketune_common.plan import arithmetic as plan
+    from maketune_common.plan import gpus
 
     size, gpu = (
         Size(**{key: content["size"][key] for key in Size.__annotations__}),

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from maketune.config import DataConfig
+from maketune.core.config import DataConfig
 from maketune.data.decode import Reading, opened
 from maketune.data.fields import check_columns, chooser, row_text, wanted
 from maketune.data.sources import ARCHIVES, shown, spool_folder
-from maketune.errors import Unfit, UserError
+from maketune_common.errors import Unfit, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

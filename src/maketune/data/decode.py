@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from maketune.config import DataConfig
+from maketune.core.config import DataConfig
 from maketune.data.problems import Problems, shorten
 from maketune.data.sources import shown
-from maketune.errors import UserError
+from maketune_common.errors import UserError
 
 CHUNK = 2**20
 

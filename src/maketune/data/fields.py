@@ -6,10 +6,10 @@ import string
 from collections.abc import Callable
 from typing import Any
 
-from maketune.config import DataConfig
+from maketune.core.config import DataConfig
 from maketune.data.decode import Reading
 from maketune.data.problems import shorten
-from maketune.errors import UserError
+from maketune_common.errors import UserError
 
 Row = dict[str, Any]
 

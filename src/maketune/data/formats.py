@@ -14,7 +14,7 @@ from maketune.data.decode import Block, Reading, blocks, lines, refuse_bytes, te
 from maketune.data.fields import check_columns, chooser, row_text
 from maketune.data.jsonlist import read_json
 from maketune.data.problems import shorten
-from maketune.errors import UserError
+from maketune_common.errors import UserError
 
 BATCH = 256
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from maketune.data.decode import DAMAGE, Reading, texts
 from maketune.data.fields import Unusable, chooser, row_text
 from maketune.data.problems import shorten
-from maketune.errors import UserError
+from maketune_common.errors import UserError
 
 BATCH = 256
 

@@ -13,12 +13,12 @@ from itertools import chain
 
 import orjson
 
-from maketune.config import DataConfig
+from maketune.core.config import DataConfig
 from maketune.data import columnar, sources
 from maketune.data.decode import Reading
 from maketune.data.formats import read_file
 from maketune.data.problems import Problems
-from maketune.errors import UserError
+from maketune_common.errors import UserError
 
 BYTES_A_TOKEN = 4
 """An estimate, English with GPT-2's tokenizer; what bounds a stream where no tokenizer is given."""

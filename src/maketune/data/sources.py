@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from maketune.config import DataConfig
-from maketune.errors import UserError
+from maketune.core.config import DataConfig
+from maketune_common.errors import UserError
 
 FORMATS = ("txt", "csv", "tsv", "jsonl", "json", "parquet", "arrow")
 ARCHIVES = (".gz", ".bz2", ".xz", ".zst")

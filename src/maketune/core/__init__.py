@@ -1,0 +1,1 @@
+"""What every room uses: settings, the run directory, progress, the device."""

@@ -1,0 +1,1 @@
+"""The env-verify step: can this environment do the work?"""

@@ -1,0 +1,1 @@
+"""The eval step: how well a model predicts texts."""

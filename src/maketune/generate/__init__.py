@@ -1,0 +1,1 @@
+"""The generate step: prompts completed."""

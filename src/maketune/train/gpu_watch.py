@@ -1,0 +1,63 @@
+"""What the GPU does meanwhile: NVML's figures, and the share of its peak that the model's arithmetic reaches."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from maketune.core.progress import say
+
+
+class GpuWatch:
+    """Samples the GPUs at work. `library`: pynvml; `uuids`: as NVML names them; `flops_per_token`: forward and
+    backward; `peak`: FLOP/s of all of them in the precision in use, None where it is not known."""
+
+    def __init__(
+        self, library: Any, uuids: Sequence[str], flops_per_token: float = 0.0, peak: float | None = None
+    ) -> None:
+        self.library, self.flops_per_token, self.peak, self.handles = library, flops_per_token, peak, []
+        try:
+            library.nvmlInit()
+            self.handles = [library.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+        except library.NVMLError as error:
+            say(f"note: no figures from NVML: {error}")
+
+    def sample(self, tokens_per_second: float) -> dict[str, float]:
+        """gpu_utilization_percent, gpu_memory_bytes (of all processes), gpu_power_watts, gpu_temperature_celsius, mfu.
+
+        Of several GPUs the least utilisation, the most memory and temperature, and the power in all. A figure that one
+        of them does not give is left out.
+        """
+        library, figures = self.library, {}
+        for name, over, ask in (
+            ("gpu_utilization_percent", min, lambda gpu: library.nvmlDeviceGetUtilizationRates(gpu).gpu),
+            ("gpu_memory_bytes", max, lambda gpu: library.nvmlDeviceGetMemoryInfo(gpu).used),
+            ("gpu_power_watts", sum, lambda gpu: library.nvmlDeviceGetPowerUsage(gpu) / 1000),
+            (
+                "gpu_temperature_celsius",
+                max,
+                lambda gpu: library.nvmlDeviceGetTemperature(gpu, library.NVML_TEMPERATURE_GPU),
+            ),
+        ):
+            with contextlib.suppress(library.NVMLError):
+                if self.handles:
+                    figures[name] = over([ask(handle) for handle in self.handles])
+        if self.peak:
+            figures["mfu"] = round(tokens_per_second * self.flops_per_token / self.peak, 4)
+        return figures
+
+
+def watch(network: Any, context_length: int, precision: str, count: int = 1) -> GpuWatch:
+    """Watch the first `count` GPUs, for a model that they train in a precision (bf16, fp16, fp32)."""
+    import pynvml
+    import torch
+
+    from maketune_common.plan.arithmetic import flops_per_token
+    from maketune_common.plan.gpus import find
+
+    parameters = sum(weight.numel() for weight in network.parameters())
+    shape = network.config
+    work = flops_per_token(parameters, shape.num_hidden_layers, shape.hidden_size, context_length)
+    gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
+    known = [find(each.name) for each in gpus]
+    peak = sum(getattr(each, precision) for each in known) if all(known) else None
+    return GpuWatch(pynvml, [f"GPU-{each.uuid}" for each in gpus], work, peak)

@@ -1,0 +1,1 @@
+"""How a step is started: where, with what, and so that nothing of it is left behind."""

@@ -1,0 +1,152 @@
+"""Child processes: ask one a question, or run one so that no signal leaves anything of it behind."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+
+from maketune_common.errors import SIGINT, SIGTERM, Stopped
+
+# Outlives a killed launcher: the pipe's end without a line before it means that nobody is left to stop the child.
+WATCHDOG = """
+command=
+while read -r line; do case $line in done) exit;; *) command=$line;; esac; done
+tries=0
+until [ $# -gt 0 ] && "$@" || [ -n "$command" ] && eval "$command"; do
+    tries=$((tries + 1)); [ $tries -lt 120 ] || break; sleep 0.5
+done
+"""
+
+
+class Answer(NamedTuple):
+    """What a command said, and its exit status: 127 if it could not start, 124 if it took too long."""
+
+    code: int
+    output: str
+    error: str
+
+
+class _Signals:
+    received: int = 0
+    interrupts: int = 0
+    supervising: bool = False
+    parent: int = 0
+
+
+def install() -> None:
+    """INT, TERM and HUP raise Stopped, once a supervised child has ended. Ignored ones (nohup) stay ignored."""
+    _Signals.parent = os.getppid() if os.environ.get("MAKELEVEL") else 0
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, frame: Any) -> None:
+    _Signals.interrupts += number == signal.SIGINT
+    if not _Signals.received:
+        _Signals.received = number
+        if not _Signals.supervising:
+            raise Stopped(SIGINT if number == signal.SIGINT else SIGTERM)
+
+
+def ask(command: Sequence[str], timeout: float = 20, **options: Any) -> Answer:
+    """Run a short command and return what it said. Never raises for what the command does."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, **options)
+    except subprocess.TimeoutExpired:
+        return Answer(124, "", f"{command[0]} did not answer within {timeout:.0f} s")
+    except OSError as error:
+        return Answer(127, "", f"{command[0]}: {error.strerror}")
+    return Answer(done.returncode, *(text.decode("utf-8", "replace").strip() for text in (done.stdout, done.stderr)))
+
+
+def show(command: Sequence[str], environment: Optional[Dict[str, str]] = None) -> None:
+    """Print a command as a shell would take it: what --dry-run does instead of running it."""
+    settings = [f"{key}={shlex.quote(value)}" for key, value in sorted((environment or {}).items())]
+    print(" ".join(settings + [shlex.quote(word) for word in command]), flush=True)
+
+
+def supervise(
+    command: Sequence[str],
+    stop: Optional[List[str]] = None,
+    kill: Optional[List[str]] = None,
+    session: bool = True,
+    **options: Any,
+) -> int:
+    """Run a command in its own session and return its exit status. Raises Stopped if a signal came.
+
+    On a signal `stop` is tried until it succeeds (else the child's group gets TERM), the child is waited for, and a
+    second Ctrl-C runs `kill`. A launcher that is killed leaves `stop` to a watchdog.
+    """
+    _Signals.supervising = True
+    options.setdefault("stdin", subprocess.DEVNULL)
+    watchdog = subprocess.Popen(
+        ["sh", "-c", WATCHDOG, "watchdog", *(stop or [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # someone ended the watchdog
+            os.write(watchdog.stdin.fileno(), line.encode())
+
+    try:
+        child = subprocess.Popen(command, start_new_session=session, **options)
+        if not stop:
+            tell(f"kill -TERM -{child.pid}\n" if session else f"kill -HUP {child.pid}\n")
+        code = _wait(child, stop, kill, session)
+        tell("done\n")
+    finally:
+        watchdog.stdin.close()
+        _Signals.supervising = False
+    if _Signals.received:
+        raise Stopped(SIGINT if _Signals.received == signal.SIGINT else SIGTERM)
+    return code
+
+
+@contextlib.contextmanager
+def passing(folder: Path) -> Iterator[None]:
+    """Make a folder that only the caller can enter; it goes with the launcher, also with one that is killed."""
+    keeper = subprocess.Popen(
+        ["sh", "-c", 'cat > /dev/null; rm -rf "$1"', "keeper", str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
+    finally:
+        keeper.stdin.close()
+        keeper.wait()
+
+
+def _wait(child: "subprocess.Popen[bytes]", stop: Optional[List[str]], kill: Optional[List[str]], session: bool) -> int:
+    def send(number: int) -> bool:
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if session else os.kill)(child.pid, number)
+        return True
+
+    stopped = killed = False
+    while True:
+        try:
+            return child.wait(0.2)
+        except subprocess.TimeoutExpired:
+            pass
+        if _Signals.parent and os.getppid() != _Signals.parent and not _Signals.received:
+            _Signals.received = signal.SIGTERM  # make was killed
+        if _Signals.received and not stopped:
+            gentle = signal.SIGTERM if session else signal.SIGHUP
+            stopped = ask(stop).code == 0 if stop else send(gentle)
+        if _Signals.interrupts > 1 and not killed:
+            killed = ask(kill).code == 0 if kill else send(signal.SIGKILL)
+
+
+def tail(text: str) -> str:
+    """The last line that says something."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""

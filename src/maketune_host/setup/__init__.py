@@ -1,0 +1,1 @@
+"""host-setup: what the machine lacks, installed by its distribution's documented steps."""

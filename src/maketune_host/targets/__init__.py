@@ -1,0 +1,1 @@
+"""What each target of the Makefile does."""

@@ -1,0 +1,206 @@
+"""A step does what is missing before it, and nothing twice."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from maketune_host import pins
+from maketune_host.targets import workflow
+from support.workspace import REPOSITORY
+
+
+@pytest.fixture
+def steps(local):
+    """The verbs that a target would run, in order; and what the launcher says."""
+    local.environment["RUN"] = ""
+
+    def dry(target, **more):
+        command = [*local.launcher[:-1], target, "--dry-run"]
+        done = subprocess.run(command, cwd=local.root, env=local.environment | more, capture_output=True, text=True)
+        assert done.returncode in (0, 2), done.stderr
+        return re.findall(r"-m maketune ([a-z-]+)", done.stdout), done.stderr
+
+    dry.clone = local
+    return dry
+
+
+def test_train_verifies_and_reads_data_first(steps):
+    assert steps("train", RUN="new")[0] == ["env-verify", "data", "train"]
+    assert steps("smoke", RUN="new", CONFIG="")[0] == ["env-verify", "data", "train"]
+    assert steps("data", RUN="new")[0] == ["data"]
+
+
+def test_an_environment_is_verified_once_a_run(steps):
+    digest = pins.lock_digest(steps.clone.root, "cu124")
+    record = {"environment": f"local:{digest}:0", "verdict": "ok"}
+    (steps.clone.run / "env.json").write_text(json.dumps(record))
+    assert steps("train", RUN="r")[0] == ["data", "train"]
+    (steps.clone.run / "env.json").write_text(json.dumps(record | {"environment": "local:other:0"}))
+    assert steps("train", RUN="r")[0] == ["env-verify", "data", "train"]
+    (steps.clone.run / "env.json").write_text(json.dumps(record | {"verdict": "fail"}))
+    assert steps("train", RUN="r")[0] == ["env-verify", "data", "train"]
+
+
+def test_eval_and_generate_take_the_newest_run_with_its_own_settings(steps):
+    assert "make train" in steps("generate")[1]
+    (steps.clone.run / "model").mkdir()
+    for name in ("config.yaml", "data.json"):
+        (steps.clone.run / name).write_text("{}")
+    verbs, said = steps("generate", CONFIG="")
+    assert verbs == ["generate"]
+    assert "run: r (the newest with a model)" in said
+    assert "config: runs/r/config.yaml (the run's own)" in said
+    assert steps("eval")[0] == ["eval"]
+    (steps.clone.run / "data.json").unlink()
+    assert steps("eval")[0] == ["data", "eval"]
+
+
+def test_eval_of_another_model_makes_a_run_of_its_own(steps, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n")
+    verbs, said = steps("eval", MODEL="gpt2", DATA=str(tmp_path / "texts.csv"))
+    assert verbs == ["data", "eval"]
+    assert re.search(r"run: runs/eval-\d{8}-\d{6} \(new\)", said)
+
+
+def test_other_texts_are_judged_whole_by_the_runs_model_with_its_settings(steps, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n")
+    (steps.clone.run / "model").mkdir()
+    (steps.clone.run / "config.yaml").write_text("{}")
+    for more in ({}, {"MODEL": "runs/r/model"}):
+        verbs, said = steps("eval", DATA=str(tmp_path / "texts.csv"), CONFIG="", **more)
+        assert verbs == ["data", "eval"]
+        assert "config: runs/r/config.yaml (the model's run's)" in said
+        assert "split: all of the texts" in said
+    assert "config: configs/smoke.yaml (asked for)" in steps("eval", DATA=str(tmp_path / "texts.csv"))[1]
+
+
+def test_a_runs_model_by_its_folder_is_that_run(steps):
+    (steps.clone.run / "model").mkdir()
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "data.json").write_text("{}")
+    for verb in ("eval", "generate"):
+        verbs, said = steps(verb, MODEL="runs/r/model", CONFIG="")
+        assert verbs[-1] == verb and "runs/r/config.yaml" in said
+    verbs, said = steps("generate", MODEL="gpt2")
+    assert verbs == [] and "takes no MODEL" in said
+
+
+def test_an_evaluation_is_recorded_as_it_was_asked_for(steps, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n")
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "data.json").write_text("{}")
+    (steps.clone.run / "manifest.json").write_text(json.dumps({"inputs": {"DATA": str(tmp_path / "texts.csv")}}))
+    command = [*steps.clone.launcher[:-1], "eval", "--dry-run"]
+    environment = steps.clone.environment | {"RUN": "r", "CONFIG": ""}
+    done = subprocess.run(command, cwd=steps.clone.root, env=environment, capture_output=True, text=True)
+    assert f"MAKETUNE_DATA={tmp_path}/texts.csv" in done.stdout
+    assert "MAKETUNE_COMMAND='make eval RUN=r GPUS=0 FLAVOR=cu124 RUNNER=local'" in done.stdout
+
+
+def test_data_of_a_run_that_exists_is_given_again(steps, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n")
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "manifest.json").write_text(
+        json.dumps({"inputs": {"DATA": str(tmp_path / "texts.csv"), "MODEL": ""}})
+    )
+    command = [*steps.clone.launcher[:-1], "train", "--dry-run"]
+    environment = steps.clone.environment | {"RUN": "r", "CONFIG": ""}
+    done = subprocess.run(command, cwd=steps.clone.root, env=environment, capture_output=True, text=True)
+    assert f"MAKETUNE_DATA={tmp_path}/texts.csv" in done.stdout
+    assert "MAKETUNE_CONFIG" not in done.stdout
+
+
+@pytest.fixture
+def two_runs(steps):
+    for name in ("r", "b"):
+        (steps.clone.root / "runs" / name / "model").mkdir(parents=True)
+        (steps.clone.root / "runs" / name / "manifest.json").write_text("{}")
+        (steps.clone.root / "runs" / name / "model/config.json").write_text("{}")
+    return steps
+
+
+def test_a_report_is_of_the_runs_named_or_of_the_newest(two_runs):
+    verbs, said = two_runs("report")
+    assert verbs == ["report"] and "(the newest)" in said
+    command = [*two_runs.clone.launcher[:-1], "report", "--dry-run"]
+    environment = two_runs.clone.environment | {"RUN": "b r"}
+    done = subprocess.run(command, cwd=two_runs.clone.root, env=environment, capture_output=True, text=True)
+    assert "MAKETUNE_RUN=b " in done.stdout and done.stdout.endswith("-m maketune report r\n")
+    assert "HF_HUB_OFFLINE=1" in done.stdout
+    assert "there is no run none" in two_runs("report", RUN="b none")[1]
+
+
+def test_publishing_takes_a_run_and_a_place_by_name_and_an_answer(two_runs):
+    to = "--to owner/name"
+    assert "which run?" in two_runs("publish", ARGS=to)[1]
+    for wrong in ("", "--to", "--to name", "owner/name", "--to a/b --to c/d", "--to a/b --pubic"):
+        assert "does not say where to" in two_runs("publish", RUN="r", ARGS=wrong)[1], wrong
+    assert two_runs("publish", RUN="r", ARGS=to)[0] == ["publish"]
+    command = [*two_runs.clone.launcher[:-1], "publish"]
+    environment = two_runs.clone.environment | {"RUN": "r", "ARGS": to}
+    options = {"cwd": two_runs.clone.root, "env": environment, "capture_output": True, "text": True}
+    nobody = subprocess.run(command, input="", **options)
+    assert nobody.returncode == 2 and "nobody is there to ask" in nobody.stderr
+    assert "2 bytes  config.json" in nobody.stdout
+    refused = subprocess.run(command, input="n\n", **options)
+    assert refused.returncode == 0 and "nothing pushed" in refused.stderr
+
+
+def test_texts_piped_in_reach_the_data_step_and_are_not_asked_for_again(steps):
+    environment = steps.clone.environment | {"RUN": "r", "DATA": "-"}
+    command = [*steps.clone.launcher[:-1], "data"]
+    done = subprocess.run(command, cwd=steps.clone.root, env=environment, input=b"one\ntwo\n", capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (steps.clone.run / "copy").read_bytes() == b"one\ntwo\n"
+    (steps.clone.run / "config.yaml").write_text("{}")
+    (steps.clone.run / "manifest.json").write_text(json.dumps({"inputs": {"DATA": "-"}}))
+    assert "with DATA=-" in steps("train", RUN="r", CONFIG="")[1]
+    (steps.clone.run / "data.json").write_text("{}")
+    assert steps("train", RUN="r", CONFIG="")[0] == ["env-verify", "train"]
+
+
+def test_texts_that_a_config_names_are_given_as_data_is_and_missed_before_anything_is_built(steps, tmp_path):
+    texts, judged = tmp_path / "my texts.txt", tmp_path / "judged.txt"
+    (steps.clone.root / "configs/mine.yaml").write_text(f"data:\n  path: {texts}\n  test_path: {judged}\n")
+    command = [*steps.clone.launcher[:-1], "train"]
+    environment = steps.clone.environment | {"RUN": "new", "CONFIG": "configs/mine.yaml"}
+    options = {"cwd": steps.clone.root, "env": environment, "capture_output": True, "text": True}
+    missed = subprocess.run(command, **options)
+    assert missed.returncode == 2 and f"configs/mine.yaml: data.path: there is no {texts}" in missed.stderr
+    assert "runner:" not in missed.stderr
+    texts.write_text("text\n")
+    judged.write_text("text\n")
+    shown = subprocess.run([*command, "--dry-run"], **options).stdout
+    assert f"MAKETUNE_DATA='{texts}'" in shown and f"MAKETUNE_TEST_DATA={judged}" in shown
+    assert f"data.test_path={judged}" in shown  # DATA alone would put the config's away
+    given = subprocess.run([*command, "--dry-run"], **options | {"env": environment | {"DATA": str(judged)}}).stdout
+    assert f"MAKETUNE_DATA={judged}" in given and "MAKETUNE_TEST_DATA" not in given
+
+
+def test_a_run_that_failed_before_anything_was_done_is_gone_unless_its_name_was_asked_for(local, tmp_path):
+    (tmp_path / "a.csv").write_text("title\none\n")
+    (local.root / "src/maketune").symlink_to(REPOSITORY / "src/maketune")
+    (local.root / ".cache/venv/cu124/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    environment = local.environment | {"DATA": str(tmp_path / "a.csv")}
+    for name, left in (("", {"r"}), ("mine", {"r", "mine"})):
+        command = [*local.launcher[:-1], "data"]
+        done = subprocess.run(command, cwd=local.root, env=environment | {"RUN": name}, capture_output=True, text=True)
+        assert done.returncode == 2 and "no column" in done.stderr, done.stderr
+        assert {path.name for path in (local.root / "runs").iterdir()} == left
+    assert (local.root / "runs/mine/config.yaml").exists()
+
+
+def test_a_run_with_anything_else_in_it_is_never_removed(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "manifest.json", "notes.txt"):
+        (run / name).write_text("")
+    workflow.forget(run)
+    assert len(list(run.iterdir())) == 3
+    (run / "notes.txt").unlink()
+    workflow.forget(run)
+    assert not run.exists()
+    workflow.forget(run)

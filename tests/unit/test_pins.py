@@ -1,0 +1,225 @@
+"""Flavours, locks, Dockerfile, compose.yaml and pyproject say the same, and each version has one home."""
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from maketune_common import pins
+
+ROOT = Path(__file__).parents[2]
+FLAVORS = {path.stem: pins.read_env(path) for path in sorted((ROOT / "docker/flavors").glob("*.env"))}
+LOCK_FILES = sorted((ROOT / "docker/locks").glob("*.txt"))
+LOCKS = {path.stem: pins.read_lock(path) for path in LOCK_FILES}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CUDA_ONLY = re.compile(r"nvidia-.*-cu12|triton")
+
+
+def requirements(names: list[str]) -> dict[str, str]:
+    """`name==version` or `name` -> name: version or the empty string."""
+    return {name: version for name, _, version in (requirement.partition("==") for requirement in names)}
+
+
+DIRECT = requirements(PROJECT["project"]["dependencies"])
+
+
+def test_each_flavor_has_the_same_keys_its_own_name_and_a_lock() -> None:
+    assert set(FLAVORS) == {"cpu", "cu124"}
+    assert set(LOCKS) == {*FLAVORS, "dev", "uv"}
+    for name, flavor in FLAVORS.items():
+        assert flavor["FLAVOR"] == name
+        assert flavor.keys() - {"TORCH_WHEELS", "TORCH_SHA256"} == FLAVORS["cu124"].keys()
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_the_base_image_is_named_by_tag_and_digest(flavor: str) -> None:
+    assert re.fullmatch(r"[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", FLAVORS[flavor]["BASE_IMAGE"])
+
+
+def test_the_cuda_base_image_is_of_the_pinned_cuda() -> None:
+    flavor = FLAVORS["cu124"]
+    assert f":{flavor['CUDA_BASE_VERSION']}-base-" in flavor["BASE_IMAGE"]
+    assert flavor["CUDA_BASE_VERSION"].startswith(flavor["CUDA_VERSION"] + ".")
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_python_is_the_one_that_the_project_and_its_locks_are_for(flavor: str) -> None:
+    version = FLAVORS[flavor]["PYTHON_VERSION"]
+    assert PROJECT["project"]["requires-python"] == f"=={version}.*"
+    assert PROJECT["tool"]["ruff"]["target-version"] == "py" + version.replace(".", "")
+    assert f"--python-version {version} " in (ROOT / "docker/lock.sh").read_text()
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_torch_is_the_same_in_flavor_lock_and_project(flavor: str) -> None:
+    assert LOCKS[flavor]["torch"] == FLAVORS[flavor]["TORCH_VERSION"]
+    assert FLAVORS[flavor]["TORCH_VERSION"].partition("+")[0] == DIRECT["torch"]
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_every_direct_dependency_is_locked_at_its_version(flavor: str) -> None:
+    for name, version in DIRECT.items():
+        assert name in LOCKS[flavor]
+        assert not version or LOCKS[flavor][name].partition("+")[0] == version
+
+
+@pytest.mark.parametrize(("lock", "group"), [("dev", "dev"), ("uv", "bootstrap")])
+def test_every_tool_of_a_group_is_locked(lock: str, group: str) -> None:
+    for name, version in requirements(PROJECT["dependency-groups"][group]).items():
+        assert LOCKS[lock][name].startswith(version)
+
+
+def test_the_cuda_wheels_are_those_of_the_flavor() -> None:
+    flavor, lock = FLAVORS["cu124"], LOCKS["cu124"]
+    assert lock["nvidia-cudnn-cu12"] == flavor["CUDNN_VERSION"]
+    assert lock["nvidia-nccl-cu12"] == flavor["NCCL_VERSION"]
+    for part in ("cublas", "cuda-runtime", "cuda-nvrtc", "cuda-cupti", "nvtx", "nvjitlink"):
+        assert lock[f"nvidia-{part}-cu12"].startswith(flavor["CUDA_VERSION"] + ".")
+
+
+def test_the_cpu_lock_is_the_cuda_lock_with_another_torch_and_nothing_of_cuda() -> None:
+    cuda = {name: version for name, version in LOCKS["cu124"].items() if not CUDA_ONLY.fullmatch(name)}
+    assert LOCKS["cpu"] == {**cuda, "torch": FLAVORS["cpu"]["TORCH_VERSION"]}
+
+
+def test_the_cpu_torch_has_the_one_hash_of_its_flavor() -> None:
+    assert hashes(ROOT / "docker/locks/cpu.txt")["torch"] == [FLAVORS["cpu"]["TORCH_SHA256"]]
+
+
+def test_wheels_that_two_locks_share_are_the_same_files() -> None:
+    cpu, cuda, dev = (hashes(ROOT / f"docker/locks/{name}.txt") for name in ("cpu", "cu124", "dev"))
+    cpu.pop("torch")
+    assert cpu == {name: cuda[name] for name in cpu}
+    assert {name: dev[name] for name in dev.keys() & cuda} == {name: cuda[name] for name in dev.keys() & cuda}
+    assert all(LOCKS["dev"][name] == LOCKS["cu124"][name] for name in dev.keys() & cuda)
+
+
+@pytest.mark.parametrize("path", LOCK_FILES, ids=lambda path: path.stem)
+def test_every_requirement_of_a_lock_is_exact_and_hashed(path: Path) -> None:
+    found = hashes(path)
+    assert found.keys() == pins.read_lock(path).keys()
+    assert all(found.values())
+
+
+@pytest.mark.parametrize("path", LOCK_FILES, ids=lambda path: path.stem)
+def test_a_lock_names_no_address_no_index_and_no_folder(path: Path) -> None:
+    text = path.read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*-", re.sub(r"^    --hash=sha256:[0-9a-f]{64}( \\)?$", "", text, flags=re.M), re.M)
+    assert not re.search(r"(?<!-)(?<!\()\B/\w", text)
+
+
+def test_no_version_or_digest_of_a_flavor_is_repeated_elsewhere() -> None:
+    values = [value for flavor in FLAVORS.values() for value in flavor.values() if re.search(r"\d\.\d+\.\d|@", value)]
+    values += [value.partition("@")[2] for value in values if "@" in value]
+    values = [value for value in values if value != DIRECT["torch"]]  # pyproject's, kept equal by a test above
+    files = [ROOT / "docker/Dockerfile", ROOT / "compose.yaml", ROOT / "Makefile", *(ROOT / "src").rglob("*.py")]
+    texts = {path: re.sub(r"`[^`\n]*`", "", path.read_text()) for path in files}  # an example in a docstring is none
+    assert [(path.name, value) for path, text in texts.items() for value in values if value in text] == []
+
+
+def test_the_dockerfile_has_no_version_of_its_own() -> None:
+    lines = (ROOT / "docker/Dockerfile").read_text().splitlines()
+    assert not any(line.startswith("# syntax=") for line in lines), "it would pull a frontend from a registry"
+    instructions = "\n".join(line for line in lines if not line.startswith("#"))
+    assert not re.search(r"\b\d+\.\d+|sha256:", instructions)
+    assert set(re.findall(r"^FROM (\S+)", instructions, re.M)) == {"${BASE_IMAGE}", "build"}
+    assert not re.search(r"^ARG \w+=", instructions, re.M), "a default in the Dockerfile would be a second home"
+
+
+def test_compose_leaves_the_image_to_the_launcher() -> None:
+    images = re.findall(r"^\s*image:\s*(\S+)", (ROOT / "compose.yaml").read_text(), re.M)
+    assert images
+    assert all("$" in image or re.fullmatch(r"[a-z]+", image) for image in images), "a tag or digest is a pin"
+
+
+def test_read_env_skips_comments_and_keeps_equals_signs(tmp_path: Path) -> None:
+    path = tmp_path / "x.env"
+    path.write_text("# why\n\nA=1\nB=\nC=x=y\n")
+    assert pins.read_env(path) == {"A": "1", "B": "", "C": "x=y"}
+
+
+def test_read_env_names_the_line_that_is_not_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.env"
+    path.write_text("A=1\nwrong\n")
+    with pytest.raises(ValueError, match=r"x\.env:2"):
+        pins.read_env(path)
+
+
+def test_read_lock_takes_names_as_the_registry_compares_them(tmp_path: Path) -> None:
+    path = tmp_path / "lock.txt"
+    path.write_text(
+        "# by hand\nA_b.C==1.0+cpu \\\n    --hash=sha256:00\nd[extra]==2 ; os_name == 'posix'\n    # via e==3\n"
+    )
+    assert pins.read_lock(path) == {"a-b-c": "1.0+cpu", "d": "2"}
+
+
+def test_read_lock_refuses_a_file_that_locks_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock.txt"
+    path.write_text("torch>=2\n")
+    with pytest.raises(ValueError, match="locks nothing"):
+        pins.read_lock(path)
+
+
+def test_wheels_that_differ_from_the_lock_are_each_named() -> None:
+    installed, lock = {"a": "1", "b": "2", "x": "9"}, {"a": "1", "b": "3", "c": "4"}
+    expected = ["b is 2, the lock has 3", "c 4 is locked but not installed"]
+    assert pins.compare_wheels(installed, lock) == expected
+    assert pins.compare_wheels(installed, lock, exact=True) == [*expected, "x 9 is installed but not locked"]
+
+
+def test_what_runs_this_test_is_locked_and_a_wrong_lock_is_noticed() -> None:
+    version = metadata.version("pytest")
+    assert pins.wheel_problems({"pytest": version}) == []
+    assert pins.wheel_problems({"pytest": "0.1"}) == [f"pytest is {version}, the lock has 0.1"]
+    assert pins.wheel_problems({"no-such-wheel": "1"}) == ["no-such-wheel 1 is locked but not installed"]
+
+
+CUDA_TORCH = {"TORCH_VERSION": "2.6.0+cu124", "CUDA_VERSION": "12.4", "CUDNN_VERSION": 90100, "NCCL_VERSION": "2.21.5"}
+CPU_TORCH = {"TORCH_VERSION": "2.6.0+cpu", "CUDA_VERSION": "", "CUDNN_VERSION": 0, "NCCL_VERSION": ""}
+
+
+@pytest.mark.parametrize(
+    ("found", "flavor", "keys"),
+    [
+        (CUDA_TORCH, "cu124", []),
+        (CPU_TORCH, "cpu", []),
+        (CPU_TORCH, "cu124", ["CUDA_VERSION", "NCCL_VERSION", "CUDNN_VERSION"]),
+        (CUDA_TORCH, "cpu", ["TORCH_VERSION", "CUDA_VERSION", "NCCL_VERSION", "CUDNN_VERSION"]),
+        ({**CUDA_TORCH, "TORCH_VERSION": "2.7.1+cu124"}, "cu124", ["TORCH_VERSION"]),
+        ({**CUDA_TORCH, "CUDNN_VERSION": 90300}, "cu124", ["CUDNN_VERSION"]),
+    ],
+)
+def test_a_torch_that_is_not_the_flavors_is_noticed(found: dict, flavor: str, keys: list[str]) -> None:
+    problems = pins.compare_torch(found, FLAVORS[flavor])
+    assert [re.search(r"\b[A-Z]+_VERSION", problem)[0] for problem in problems] == keys
+
+
+def test_the_installed_torch_is_that_of_a_flavor() -> None:
+    flavor = "cpu" if metadata.version("torch").endswith("+cpu") else "cu124"
+    assert pins.torch_problems(FLAVORS[flavor]) == []
+
+
+def test_the_build_check_fails_on_a_wrong_lock_and_names_the_wheel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / "lock.txt"
+    lock.write_text("pytest==0.1\n")
+    assert pins.main([str(ROOT / "docker/flavors/cu124.env"), str(lock)]) == 3
+    assert "error: pytest is " in capsys.readouterr().err
+
+
+def hashes(path: Path) -> dict[str, list[str]]:
+    """A lock's normalised names, each with its SHA-256s; anything that is neither is an error."""
+    found: dict[str, list[str]] = {}
+    hashed: list[str] = []
+    for line in path.read_text().splitlines():
+        if match := re.fullmatch(r"    --hash=sha256:([0-9a-f]{64})(?: \\)?", line):
+            hashed.append(match[1])
+        elif match := re.fullmatch(r"([a-z0-9-]+)==\S+ \\", line):
+            hashed = found[match[1]] = []
+        else:
+            assert line.lstrip().startswith("#"), f"{path.name}: {line}"
+    return found
