@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from maketune_common import errors
+from maketune_common import contract, errors
 
 app = typer.Typer(
     help="Fine-tune GPT-2-family language models, or train them from scratch. The Makefile calls these verbs.",
@@ -78,7 +78,7 @@ def publish(
     """Push the run's model/ to the Hub; private, unless it is to be public. Needs a network and a token."""
     from maketune.publish import step as publish
 
-    publish.publish(os.environ.get("MAKETUNE_RUN", ""), to, public)
+    publish.publish(contract.told().run, to, public)
 
 
 @app.command()
@@ -139,7 +139,7 @@ def unexpected(error: Exception) -> None:
     if out_of_memory(error):
         hint = "less at once: train.micro_batch_size, eval.batch_size or data.context_length; or a smaller model"
         stop(text.splitlines()[0], hint, errors.OUT_OF_MEMORY)
-    place = f"runs/{os.environ.get('MAKETUNE_RUN', '')}/traceback.txt"
+    place = contract.RunDirectory(contract.RUNS / contract.told().run).traceback
     try:
         with open(place, "w", encoding="utf-8", errors="backslashreplace") as file:
             traceback.print_exception(error, file=file)

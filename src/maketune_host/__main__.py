@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from maketune_common import contract
 from maketune_host.doctor import page as doctor
 from maketune_host.launch import inputs, process
 from maketune_host.setup import install
@@ -25,7 +26,7 @@ def main() -> int:
 
     def work() -> int:
         process.install()
-        inputs.check_names(os.environ.get("MAKETUNE_GIVEN", ""), os.environ.get("MAKETUNE_VARIABLES", ""))
+        inputs.check_names(os.environ.get(contract.GIVEN, ""), os.environ.get(contract.VARIABLES, ""))
         return doer.run(ROOT, options.target, options.dry_run)
 
     return workflow.guarded(work)

@@ -24,6 +24,7 @@ from maketune.core.config import DataConfig
 from maketune.core.progress import say
 from maketune.data import read
 from maketune.data.problems import Problems
+from maketune_common import contract
 from maketune_common.errors import UserError
 
 CONFIG = """
@@ -140,8 +141,8 @@ def _measure(method: str, folder: Path, megabytes: int) -> dict[str, Any]:
         shutil.rmtree(folder / left, ignore_errors=True)
     (folder / ".cache").mkdir()
     (folder / "bench.yaml").write_text(CONFIG, encoding="utf-8")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MAKETUNE_")}
-    ours = {"MAKETUNE_RUN": "bench", "MAKETUNE_CONFIG": "bench.yaml", "HF_HUB_OFFLINE": "1"}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(contract.PREFIX)}
+    ours = contract.Told(run="bench", config="bench.yaml").variables() | {"HF_HUB_OFFLINE": "1"}
     ours |= {"HF_DATASETS_CACHE": str((folder / ".cache").absolute()), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     ours["PYTHONPATH"] = str(Path(__file__).parents[2])
     words = [sys.executable, "-c", SCRIPTS[method].format(**CLOCK)]

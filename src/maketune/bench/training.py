@@ -14,6 +14,7 @@ from typing import Any
 
 from maketune.bench.recipes import RECIPES, Size
 from maketune.core.progress import say
+from maketune_common import contract
 from maketune_common.errors import UserError
 
 ON_CPU = Size(layers=4, width=256, heads=4, vocabulary=50257, context=512, batch=16, steps=4)
@@ -100,9 +101,10 @@ def measure(folder: Path, name: str, size: Size, turn: int) -> tuple[float, list
     here = folder / f"{name}-{turn}"
     here.mkdir()
     (here / "size.json").write_text(json.dumps(asdict(size)), encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKETUNE_")}
-    environment |= {key: value for key, value in os.environ.items() if key in ("MAKETUNE_GPUS", "MAKETUNE_FLAVOR")}
-    environment |= {"MAKETUNE_RUN": "bench", "MAKETUNE_CONFIG": "config.yaml", "HF_HUB_OFFLINE": "1"}
+    told = contract.told()
+    told = contract.Told(run="bench", config="config.yaml", gpus=told.gpus, flavor=told.flavor)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(contract.PREFIX)}
+    environment |= {**told.variables(), "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one GPU for all
     began = time.time()

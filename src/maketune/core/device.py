@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from maketune_common import contract
 from maketune_common.errors import Unfit
 
 
@@ -20,7 +21,7 @@ class Choice(NamedTuple):
 
 def choose_device() -> Choice:
     """`cuda` or `cpu`. Raises Unfit where a GPU is asked for and none can be used: never onto the CPU unsaid."""
-    gpus, flavor = os.environ.get("MAKETUNE_GPUS", ""), os.environ.get("MAKETUNE_FLAVOR", "")
+    gpus, flavor = contract.told().gpus, contract.told().flavor
     if gpus == "0":
         return Choice("cpu", "GPUS=0")
     if torch.cuda.is_available():

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from maketune_common import contract
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -16,9 +18,7 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-console = _Console(
-    stderr=True, soft_wrap=True, force_terminal=True if os.environ.get("MAKETUNE_TERMINAL") == "1" else None
-)
+console = _Console(stderr=True, soft_wrap=True, force_terminal=True if contract.told().terminal == "1" else None)
 PLAIN_EVERY_SECONDS = 10
 
 

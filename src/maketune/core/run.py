@@ -17,6 +17,7 @@ import yaml
 from maketune import __version__
 from maketune.core.config import Config
 from maketune.core.settings import differences, load_config
+from maketune_common import contract
 from maketune_common.errors import Stopped, UserError
 
 
@@ -78,7 +79,7 @@ class Run:
             outcome = f"failed: {error or type(error).__name__}"
             raise
         finally:
-            step = {"step": verb, "command": os.environ.get("MAKETUNE_COMMAND", ""), "arguments": sys.argv[1:]}
+            step = {"step": verb, "command": contract.told().command, "arguments": sys.argv[1:]}
             step |= {"started": started, "seconds": round(time.monotonic() - clock, 1), "outcome": outcome}
             with contextlib.suppress(OSError):  # on a full disk the error that is under way says more
                 self.record(steps=[*self.read("manifest.json").get("steps", []), step])
@@ -89,16 +90,15 @@ def open_run(verb: str, overrides: list[str]) -> Run:
 
     Settings of `eval` and `generate` may differ from the run's for the step that they are for.
     """
-    name = named(os.environ.get("MAKETUNE_RUN", ""))
+    name = named(contract.told().run)
     path = Path("runs") / name
     stored = path / "config.yaml"
-    given = os.environ.get("MAKETUNE_CONFIG", "")
+    told = contract.told()
+    given = told.config
     if stored.exists() and (not given or verb in ("eval", "generate")):
         given = str(stored)
     given = given or "configs/smoke.yaml"
-    config = load_config(
-        given, overrides, data=os.environ.get("MAKETUNE_DATA", ""), model=os.environ.get("MAKETUNE_MODEL", "")
-    )
+    config = load_config(given, overrides, data=told.data, model=told.model)
     if path.exists() and not path.is_dir():
         raise UserError(f"RUN={name}: {path} is a file", "choose another RUN")
     begun = Run(path, config).begun
@@ -159,7 +159,8 @@ def write_whole(path: Path, text: str) -> None:
 def _surroundings() -> dict[str, Any]:
     """What the launcher knows of where the step ran."""
     keys = ("runner", "flavor", "gpus", "image", "git_commit")
-    known = {key: os.environ.get(f"MAKETUNE_{key.upper()}", "") for key in keys}
+    told = contract.told()
+    known = {key: getattr(told, key) for key in keys}
     lock = Path(f"docker/locks/{known['flavor']}.txt")
     known["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else ""
-    return {**known, "inputs": {key: os.environ.get(f"MAKETUNE_{key}", "") for key in ("DATA", "TEST_DATA", "MODEL")}}
+    return {**known, "inputs": {"DATA": told.data, "TEST_DATA": told.test_data, "MODEL": told.model}}

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maketune.core.config import DataConfig
+from maketune_common import contract
 from maketune_common.errors import UserError
 
 FORMATS = ("txt", "csv", "tsv", "jsonl", "json", "parquet", "arrow")
 ARCHIVES = (".gz", ".bz2", ".xz", ".zst")
 KINDS = ", ".join(f".{name}" for name in FORMATS) + f" (each also with {' '.join(ARCHIVES)})"
-CACHE = Path(".cache/data")
+CACHE = contract.DATA_CACHE
 SPOOL = ".spool."
 """Prefix of the folder that holds what can be read once only."""
 
@@ -108,7 +109,7 @@ def _inside(folder: str, every: bool, hidden: bool = False) -> Iterator[str]:
 
 def _missing(path: Path) -> UserError:
     hint = f"did you mean {near[0]}? " if (near := _siblings(path)) else ""
-    if os.environ.get("MAKETUNE_RUNNER") == "docker":
+    if contract.told().runner == "docker":
         hint += "the container sees what DATA= names, and no other path: "
     return UserError(f"no such file or folder: {path.absolute()}", f"{hint}name it with DATA=path")
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-CACHE = Path(".cache/data")
+from maketune_common import contract
+
+CACHE = contract.DATA_CACHE
 SHARD = 2**28
 """Tokens after which the next file begins; a document lies in one file."""
 FRESH_SECONDS = 60

@@ -14,7 +14,7 @@ from maketune.core.progress import console, say
 from maketune.core.run import Run, open_run
 from maketune.environment import gpu, mounts, packages
 from maketune.environment.checks import Check, judge, skipped
-from maketune_common import pins
+from maketune_common import contract, pins
 from maketune_common.errors import UNFIT, Unfit, UserError
 
 WORST_FIRST = ("fail", "warn", "ok")
@@ -36,7 +36,7 @@ def verify(overrides: list[str]) -> None:
     with run.step("env-verify"):
         checks = checked(run)
         failed = [each for each in checks if each.status == "fail"]
-        environment, verdict = os.environ.get("MAKETUNE_ENVIRONMENT", ""), "fail" if failed else "ok"
+        environment, verdict = contract.told().environment, "fail" if failed else "ok"
         content = {"environment": environment, "verdict": verdict, "checks": [asdict(each) for each in checks]}
         run.write("env.json", content)
         run.record(packages=installed(), **hardware())
@@ -48,7 +48,7 @@ def verify(overrides: list[str]) -> None:
 
 def checked(run: Run) -> list[Check]:
     """Every check. The GPU is looked at before torch uses it, the loaded libraries after."""
-    flavor = os.environ.get("MAKETUNE_FLAVOR", "")
+    flavor = contract.told().flavor
     flavor_pins = pins.read_env(f"docker/flavors/{flavor}.env") if flavor else {}
     checks = [*packages.check_installed(flavor), *mounts.check(mounts.look(run.path))]
     cudnn = packages.cudnn_single(packages.cudnn())
@@ -61,7 +61,7 @@ def checked(run: Run) -> list[Check]:
         broken = judge("torch-import", False, str(error), "torch can be imported", packages.REBUILD)
         return [*checks, cudnn, broken, *skipped("torch-import failed", *packages.TORCH, *gpu.IDS, *DEVICE)]
     checks += packages.check_torch(flavor_pins)
-    if os.environ.get("MAKETUNE_GPUS") == "0":
+    if contract.told().gpus == "0":
         checks += skipped("GPUS=0", *gpu.IDS)
     elif graphics.gpus or graphics.init not in (None, gpu.NO_DEVICE):
         checks += gpu.check(graphics, flavor_pins, torch.cuda.get_arch_list())

@@ -22,6 +22,7 @@ from maketune.core.config import GenerateConfig
 from maketune.core.run import Run
 from maketune.evaluate.judge import check_vocabulary
 from maketune.model import load as model
+from maketune_common import contract
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -96,7 +97,7 @@ def show_text(text: str) -> None:
 
     What a model generates may be an escape sequence, which moves the cursor, changes colours or what keys type.
     """
-    watched = sys.stdout.isatty() or os.environ.get("MAKETUNE_STDOUT_TERMINAL") == "1"  # a container's is a pipe
+    watched = sys.stdout.isatty() or contract.told().stdout_terminal == "1"  # a container's is a pipe
     print(CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text) if watched else text, end="", flush=True)
 
 

@@ -1,7 +1,6 @@
 """The monitor verb: a run's metrics.jsonl, a line a step as it comes, until the run has ended."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from maketune.core.progress import say
 from maketune.core.run import named
+from maketune_common import contract
 from maketune_common.errors import UserError
 
 POLL_SECONDS = 0.3
@@ -18,7 +18,7 @@ SHOWN_AT_FIRST = 10
 
 def monitor() -> None:
     """Follow the run that MAKETUNE_RUN names. Reads alone: it leaves nothing in the run."""
-    run = Path("runs") / named(os.environ.get("MAKETUNE_RUN", ""))
+    run = Path("runs") / named(contract.told().run)
     if not run.is_dir():
         raise UserError(f"there is no run {run}", f"make train RUN={run.name}")
     metrics, before = run / "metrics.jsonl", len(steps(run))

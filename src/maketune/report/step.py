@@ -1,9 +1,9 @@
 """The report step: a page about one run, or several side by side, that needs nothing but itself."""
 
-import os
 from pathlib import Path
 
 from maketune.core.run import named, write_whole
+from maketune_common import contract
 from maketune_common.errors import UserError
 
 
@@ -12,7 +12,7 @@ def report(others: list[str]) -> None:
     page is RUN's report-with-OTHERS.html. Nothing else in a run changes. Raises UserError for no run, none trained."""
     from maketune.report import page, pictures, view
 
-    names = list(dict.fromkeys(map(named, (os.environ.get("MAKETUNE_RUN", ""), *others))))
+    names = list(dict.fromkeys(map(named, (contract.told().run, *others))))
     if len(names) > pictures.COLORS:
         raise UserError(f"{len(names)} runs: a page shows {pictures.COLORS} at most", "leave some out of RUN")
     views = []

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from maketune.core.run import Run
+from maketune_common import contract
 from maketune_common.errors import Unfit, UserError
 
 GRACE_SECONDS = 20
@@ -241,5 +242,5 @@ def processes(device: str, rows: int) -> int:
 
     On a CPU one, or MAKETUNE_PROCESSES: it computes all cores' worth by itself, so that is for tests.
     """
-    there = torch.cuda.device_count() if device == "cuda" else int(os.environ.get("MAKETUNE_PROCESSES", "1"))
+    there = torch.cuda.device_count() if device == "cuda" else int(contract.told().processes or 1)
     return max(1, min(there, rows))

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
+from maketune_common import contract
 from maketune_common.errors import Unfit, UserError
 from maketune_host.launch import decide, inputs
-from maketune_host.launch.launch import CACHES, ONLINE_STEPS, Launch, interactive, program, stdin, variables
+from maketune_host.launch.launch import ONLINE_STEPS, Launch, interactive, program, stdin, variables
 from maketune_host.launch.process import ask, passing, show, supervise
 from maketune_host.terminal import say
 
@@ -155,14 +156,14 @@ def _literal(content: Any) -> Any:
 def _folders(launch: Launch, user: decide.User, verb: str) -> Iterator[None]:
     """Make what is mounted before the engine does so as root, and give it to the step's user for as long as it runs."""
     if launch.dry or verb == "monitor":
-        for name in () if launch.dry else CACHES:
+        for name in () if launch.dry else contract.STEP_CACHES:
             (launch.root / ".cache" / name).mkdir(parents=True, exist_ok=True)
         yield  # the run that is watched may be under way: nothing changes hands
         return
     for path in (*inputs.paths(launch.data), *inputs.paths(launch.test_data), launch.model):
         check_readable(path, user.during)
     made = not launch.run_dir.exists()
-    for path in (launch.run_dir, *(launch.root / ".cache" / name for name in CACHES)):
+    for path in (launch.run_dir, *(launch.root / ".cache" / name for name in contract.STEP_CACHES)):
         path.mkdir(parents=True, exist_ok=True)
         hand_over(path, user.during)
     if user.after and user.after[0]:  # sudo: these are its caller's, not root's

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List
 
+from maketune_common import contract
 from maketune_host.doctor.facts import Docker, Gpu
 from maketune_host.launch.process import ask
 from maketune_host.terminal import terminal
 
-CACHES = ("data", "home", "huggingface", "inductor", "matplotlib", "triton")
-"""Folders of .cache that steps write. The others hold what runs on the host."""
 ONLINE_STEPS = ("data", "publish")
 """They alone have a network, and the Hub's token."""
 PASSED_ON = ("NO_COLOR", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF")
@@ -57,28 +56,30 @@ class Launch:
     @property
     def run_dir(self) -> Path:
         """The run's directory."""
-        return self.root / "runs" / self.run
+        return self.root / contract.RUNS / self.run
 
 
 def variables(launch: Launch, verb: str) -> Dict[str, str]:
     """The environment variables of a step, the same in both runners."""
     watched = terminal()
     online = os.environ.get("HF_HUB_OFFLINE", "") if verb in ONLINE_STEPS else "1"
+    told = contract.Told(
+        run=launch.run,
+        config=launch.config,
+        data=launch.data,
+        test_data=launch.test_data,
+        model=launch.model,
+        flavor=launch.flavor,
+        gpus=launch.gpus,
+        runner=launch.runner,
+        environment=launch.environment,
+        git_commit=git_commit(launch.root),
+        image=launch.image,
+        command=launch.command,
+        terminal="1" if watched else "",
+        stdout_terminal="1" if sys.stdout.isatty() else "",
+    )
     values = {
-        "MAKETUNE_RUN": launch.run,
-        "MAKETUNE_CONFIG": launch.config,
-        "MAKETUNE_DATA": launch.data,
-        "MAKETUNE_TEST_DATA": launch.test_data,
-        "MAKETUNE_MODEL": launch.model,
-        "MAKETUNE_FLAVOR": launch.flavor,
-        "MAKETUNE_GPUS": launch.gpus,
-        "MAKETUNE_RUNNER": launch.runner,
-        "MAKETUNE_ENVIRONMENT": launch.environment,
-        "MAKETUNE_GIT_COMMIT": git_commit(launch.root),
-        "MAKETUNE_IMAGE": launch.image,
-        "MAKETUNE_COMMAND": launch.command,
-        "MAKETUNE_TERMINAL": "1" if watched else "",
-        "MAKETUNE_STDOUT_TERMINAL": "1" if sys.stdout.isatty() else "",
         "COLUMNS": str(shutil.get_terminal_size().columns) if watched else "",
         "PROMPT": launch.prompt if verb == "generate" else "",
         "HF_HUB_OFFLINE": online,
@@ -87,7 +88,7 @@ def variables(launch: Launch, verb: str) -> Dict[str, str]:
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT") or ("1000" if launch.gpus == "0" else ""),
     }
     values.update((name, os.environ.get(name, "")) for name in PASSED_ON)
-    return {name: value for name, value in values.items() if value}
+    return {**told.variables(), **{name: value for name, value in values.items() if value}}
 
 
 def program(launch: Launch, verb: str, folder: str) -> List[str]:

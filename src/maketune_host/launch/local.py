@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Dict, List
 
-from maketune_host.launch.launch import CACHES, Launch, interactive, program, stdin, variables
+from maketune_common import contract
+from maketune_host.launch.launch import Launch, interactive, program, stdin, variables
 from maketune_host.launch.process import show, supervise
 
 
@@ -37,7 +38,7 @@ def run(launch: Launch, verb: str) -> int:
     if launch.dry:
         show(command, settings)
         return 0
-    for name in CACHES:
+    for name in contract.STEP_CACHES:
         (cache / name).mkdir(parents=True, exist_ok=True)
     values = environment(launch.root, launch.python, **settings)
     options = {"stdin": stdin(launch, verb), "session": not interactive(launch, verb)}

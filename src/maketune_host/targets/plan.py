@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import List
 
+from maketune_common import contract
 from maketune_host.doctor import facts
 from maketune_host.launch import decide, inputs
 from maketune_host.launch.process import show
@@ -42,7 +43,7 @@ def settings(root: Path, words: List[str], gpu: bool) -> List[str]:
 
     Words that shape a model of their own stand alone: for them no config speaks.
     """
-    started_in = [root, Path(os.environ.get("MAKETUNE_CALLED_FROM") or str(root))]
+    started_in = [root, Path(os.environ.get(contract.CALLED_FROM) or str(root))]
     config, model = workflow.setting("CONFIG"), inputs.model(workflow.setting("MODEL"), started_in)
     options = ["--model", model] if model else []
     name = inputs.run_name(workflow.setting("RUN")) if workflow.setting("RUN") else ""

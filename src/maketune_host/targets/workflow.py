@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, List, Optional
 
+from maketune_common import contract
 from maketune_common.errors import INPUT, UNFIT, Stopped, UserError, nearest, os_hint
 from maketune_host import doctor as checks
 from maketune_host import pins
@@ -87,7 +88,7 @@ def forget(run: Path) -> None:
 
 def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
     """Check what the user named, look at the machine, and decide; every decision is printed with its reason."""
-    started_in = [root, Path(os.environ.get("MAKETUNE_CALLED_FROM") or str(root))]  # the second after make -C
+    started_in = [root, Path(os.environ.get(contract.CALLED_FROM) or str(root))]  # the second after make -C
     data = inputs.data(setting("DATA"), started_in)
     model = inputs.model(setting("MODEL"), started_in)
     prompt = inputs.prompt(os.environ.get("PROMPT", ""), started_in) if verb == "generate" else ("", "")
