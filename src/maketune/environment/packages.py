@@ -92,7 +92,7 @@ def _ldconfig() -> str:
 def check_installed(flavor: str) -> list[Check]:
     """Hold this interpreter and its packages against the flavour's lock. Imports none of them."""
     if not flavor:
-        return skipped("MAKETUNE_FLAVOR is not set: no lock to compare with", "python-version", "package-versions")
+        return skipped("the flavor is not known: no lock to compare with", "python-version", "package-versions")
     lock = pins.read_lock(f"docker/locks/{flavor}.txt")
     wanted = pins.read_env(f"docker/flavors/{flavor}.env")["PYTHON_VERSION"]
     return [python(platform.python_version(), wanted), locked(pins.wheel_problems(lock), len(lock))]
@@ -101,5 +101,5 @@ def check_installed(flavor: str) -> list[Check]:
 def check_torch(flavor: Mapping[str, str]) -> list[Check]:
     """Hold torch's own libraries against the flavour's pins; empty pins skip."""
     if not flavor:
-        return skipped("MAKETUNE_FLAVOR is not set: no pins to compare with", *TORCH)
+        return skipped("the flavor is not known: no pins to compare with", *TORCH)
     return torch_libraries(pins.torch_reports(), flavor)
