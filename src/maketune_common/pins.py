@@ -1,21 +1,35 @@
-"""What is pinned, and whether it is what is installed.
+"""What is pinned, in docker/flavors/ and docker/locks/, and whether it is what is installed.
 
-The image build runs this file alone, before the source is there: it imports the standard library, and torch late.
+A flavor is a file: docker/flavors/NAME.env with every pin. The image build runs this module alone, before the rest of
+the source is there: it imports the standard library, and torch late.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Iterable, Mapping
 
+FLAVORS, LOCKS = Path("docker/flavors"), Path("docker/locks")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^]]*\])?==([^\s;\\]+)")
 
 
+def flavors(root: Path) -> list[str]:
+    """The flavors that there are, those with a GPU first."""
+    names = sorted(path.stem for path in (root / FLAVORS).glob("*.env"))
+    return sorted(names, key=lambda name: not read_flavor(root, name)["CUDA_VERSION"])
+
+
+def read_flavor(root: Path, flavor: str) -> dict[str, str]:
+    """The pins of a flavor."""
+    return read_env(root / FLAVORS / f"{flavor}.env")
+
+
 def read_env(path: str | Path) -> dict[str, str]:
-    """Read a flavour file of KEY=VALUE lines; `#` begins a comment line. Raises ValueError for any other line."""
+    """Read a flavor file of KEY=VALUE lines; `#` begins a comment line. Raises ValueError for any other line."""
     pins = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -62,7 +76,7 @@ def compare_wheels(installed: Mapping[str, str], lock: Mapping[str, str], *, exa
 
 
 def torch_problems(pins: Mapping[str, str]) -> list[str]:
-    """Compare the torch that imports, and the CUDA, cuDNN and NCCL in it, with a flavour's pins. Needs no GPU."""
+    """Compare the torch that imports, and the CUDA, cuDNN and NCCL in it, with a flavor's pins. Needs no GPU."""
     return list(compare_torch(torch_reports(), pins).values())
 
 
@@ -88,14 +102,42 @@ def compare_torch(found: Mapping[str, str | int], pins: Mapping[str, str]) -> di
     if "+" not in str(wanted["TORCH_VERSION"]):
         found["TORCH_VERSION"] = str(found["TORCH_VERSION"]).partition("+")[0]
     return {
-        key: f"torch reports {found[key] or 'none'} for {key}, the flavour pins {wanted[key] or 'none'}"
+        key: f"torch reports {found[key] or 'none'} for {key}, the flavor pins {wanted[key] or 'none'}"
         for key in wanted
         if found[key] != wanted[key]
     }
 
 
+def uv_version(root: Path) -> str:
+    """The version of uv that its lock pins."""
+    found = re.search(r"^uv==([^\s;\\]+)", (root / LOCKS / "uv.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, "docker/locks/uv.txt pins no uv"
+    return found.group(1)
+
+
+def digest(root: Path, paths: Iterable[Path], *extra: str) -> str:
+    """SHA-256 over the names and contents of files (folders: of all files in them) and over further texts."""
+    total = hashlib.sha256("\0".join(extra).encode())
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                total.update(b"\0%s\0" % str(file.relative_to(root)).encode())
+                total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def lock_digest(root: Path, flavor: str) -> str:
+    """SHA-256 of a flavor's lock, as sha256sum prints it."""
+    return hashlib.sha256((root / LOCKS / (flavor + ".txt")).read_bytes()).hexdigest()
+
+
+def version(text: str) -> list[int]:
+    """`525.60.13` as numbers that compare."""
+    return [int(part) for part in re.findall(r"\d+", text)]
+
+
 def main(arguments: list[str]) -> int:
-    """Check this interpreter against a flavour file and a lock; print each problem. Returns the exit code."""
+    """Check this interpreter against a flavor file and a lock; print each problem. Returns the exit code."""
     flavor, lock = arguments
     problems = wheel_problems(read_lock(lock), exact=True) + torch_problems(read_env(flavor))
     for problem in problems:

@@ -77,7 +77,7 @@ def configure(folder):
 def host(engine, tmp_path_factory):
     """A clone on a GPU host: a driver that reports a card, and an engine with CDI that holds maketune's image."""
     if os.environ.get("TEST_FLAVOR", "cu124") != "cu124":
-        pytest.skip("the GPU flavour's image is not made here")
+        pytest.skip("the GPU flavor's image is not made here")
     missing = [name for name in ("dockerd", "gcc", "unshare", "nsenter", "setpriv") if not shutil.which(name)]
     if os.getuid() or missing:
         cannot("a second engine takes " + (", ".join(missing) or "root"))

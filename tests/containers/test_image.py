@@ -107,9 +107,9 @@ def wait_for(condition, wrapped, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.skipif(FLAVOR == "cpu", reason="the cpu flavour has no need of a GPU")
+@pytest.mark.skipif(FLAVOR == "cpu", reason="the cpu flavor has no need of a GPU")
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
-def test_the_gpu_flavour_without_a_gpu_stops_with_exit_3_and_the_fix(image, strangers_folder):
+def test_the_gpu_flavor_without_a_gpu_stops_with_exit_3_and_the_fix(image, strangers_folder):
     done = make("train", "FLAVOR=cu124", "RUNNER=docker", "RUN=never", CONFIG="configs/smoke.yaml")
     assert "Error 3" in done.stderr
     assert "hint:" in done.stderr

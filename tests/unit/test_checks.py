@@ -246,7 +246,7 @@ def test_an_old_driver_is_read_by_nvml_though_it_knows_not_every_call(tmp_path):
     )
     checks = {each["id"]: each for each in record["checks"]}
     failed = {name for name, each in checks.items() if each["status"] == "fail"}
-    assert failed - {"package-versions", *packages.TORCH} == {"driver-version"}  # those: a venv of the cpu flavour
+    assert failed - {"package-versions", *packages.TORCH} == {"driver-version"}  # those: a venv of the cpu flavor
     assert checks["device"] == checks["device"] | {"status": "skipped", "found": "driver-version failed"}
     assert checks["capability"]["found"] == "NVIDIA GeForce RTX 4070 Ti (12 GiB) has 8.9"
     assert (manifest["driver"], manifest["gpu"][0]["uuid"]) == ("525.60.12", "GPU-0123")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from maketune_common import pins
 from maketune_common.errors import Unfit
 from maketune_host import doctor as checks
-from maketune_host import pins
 from maketune_host.doctor.facts import Docker, Gpu, Graphics
 from maketune_host.doctor.host import Host, Toolkit
 
@@ -146,7 +146,7 @@ SICK = [  # id, status, host, what its fix names
     ("disk-space", "warn", replace(UBUNTU, engine_free_bytes=15 * 10**9), "docker system prune"),
     ("disk-space", "fail", replace(UBUNTU, engine_free_bytes=5 * 10**9), "make clean"),
     ("disk-space", "fail", replace(UBUNTU, repository_free_bytes=10**8, made=True), "make clean"),
-    ("gpu-too-new", "fail", cards(UBUNTU, replace(H200, name="NVIDIA B200", capability="10.0")), "flavour whose CUDA"),
+    ("gpu-too-new", "fail", cards(UBUNTU, replace(H200, name="NVIDIA B200", capability="10.0")), "flavor whose CUDA"),
     (
         "fabric-manager",
         "fail",

@@ -51,7 +51,7 @@ def test_an_unknown_runner_names_the_nearest():
     assert raised.value.hint == "did you mean docker?"
 
 
-def test_a_gpu_takes_the_gpu_flavour():
+def test_a_gpu_takes_the_gpu_flavor():
     assert flavor()[:2] == ("cu124", "all")
     assert flavor("cpu")[:2] == ("cpu", "0")
     assert flavor(gpus="0")[:2] == ("cpu", "0")
@@ -66,7 +66,7 @@ def test_without_a_gpu_what_is_made_is_taken_before_anything_is_asked():
         assert decide.flavor("", "all", [], Graphics(), KNOWN, made, never)[:2] == (wanted, "0")
 
 
-def test_without_a_gpu_the_cpu_flavour_is_taken_where_its_wheels_can_be_had():
+def test_without_a_gpu_the_cpu_flavor_is_taken_where_its_wheels_can_be_had():
     assert flavor(graphics=Graphics())[:2] == ("cpu", "0")
     device = flavor(graphics=Graphics(), answers=False)
     assert device[:2] == ("cu124", "0")
@@ -83,7 +83,7 @@ def test_a_gpu_that_is_wanted_and_not_usable_never_becomes_the_cpu(request_, gpu
     assert "GPUS=0" in raised.value.hint and graphics.reason in str(raised.value)
 
 
-def test_wrong_flavours_are_refused():
+def test_wrong_flavors_are_refused():
     with pytest.raises(UserError) as raised:
         flavor("cu12")
     assert "cu124" in raised.value.hint

@@ -1,11 +1,11 @@
-"""Drivers and GPUs against the flavour's pins, at their boundaries."""
+"""Drivers and GPUs against the flavor's pins, at their boundaries."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from maketune_host import pins
+from maketune_common import pins
 from maketune_host.doctor.facts import Gpu
 from maketune_host.doctor.gpu import capability_verdict, driver_verdict
 
@@ -28,7 +28,7 @@ CARD = Gpu(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-1", "550.54.14", "8.9", 12282, 
         ("390.157", "fail", "fail", "too old"),
     ],
 )
-def test_drivers_are_held_to_the_flavours_pins(driver, card, data_center, says):
+def test_drivers_are_held_to_the_flavors_pins(driver, card, data_center, says):
     geforce, tesla = replace(CARD, driver=driver), replace(CARD, driver=driver, name="NVIDIA A100-SXM4-80GB")
     assert driver_verdict(geforce, PINS).status == card
     assert driver_verdict(tesla, PINS).status == data_center
@@ -47,7 +47,7 @@ def test_kernels_are_there_for_some_gpus(capability, status):
     assert ("CUDA 12.8 or later" in verdict.found) == (capability in ("10.0", "12.0"))
 
 
-def test_the_bounds_are_the_flavours():
+def test_the_bounds_are_the_flavors():
     newer = {**PINS, "DRIVER_MINIMUM": "570.26", "COMPUTE_CAPABILITY_MAXIMUM": "12.0", "DRIVER_COMPAT": "525"}
     assert driver_verdict(CARD, newer).status == "fail"
     assert capability_verdict(replace(CARD, capability="12.0"), newer).status == "ok"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from maketune_common import pins
 from maketune_common.errors import Unfit, UserError
-from maketune_host import pins
 from maketune_host.doctor import facts
 from maketune_host.setup import distributions, install
 from maketune_host.setup import steps as setup

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from maketune_host import pins
+from maketune_common import pins
 from maketune_host.targets import workflow
 from support.workspace import REPOSITORY
 

@@ -1,4 +1,4 @@
-"""Flavours, locks, Dockerfile, compose.yaml and pyproject say the same, and each version has one home."""
+"""Flavors, locks, Dockerfile, compose.yaml and pyproject say the same, and each version has one home."""
 
 import re
 import tomllib

@@ -28,11 +28,11 @@ def choose_device() -> Choice:
         names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         return Choice("cuda", ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items()))
     if torch.version.cuda is None or flavor == "cpu":
-        return Choice("cpu", "the cpu flavour")
+        return Choice("cpu", "the cpu flavor")
     if not flavor:
         return Choice("cpu", "no GPU was found")
     raise Unfit(
-        f"the {flavor} flavour needs a GPU, and torch finds none (CUDA {torch.version.cuda})",
+        f"the {flavor} flavor needs a GPU, and torch finds none (CUDA {torch.version.cuda})",
         "GPUS=0 trains on the CPU, and means it; with a GPU check nvidia-smi and the NVIDIA Container Toolkit",
     )
 

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import yaml
 
 from maketune import __version__
 from maketune.core.config import Config
+from maketune.core.files import write_whole
 from maketune.core.settings import differences, load_config
 from maketune_common import contract
 from maketune_common.errors import Stopped, UserError
@@ -141,19 +141,6 @@ def alone(run: Run) -> Iterator[None]:
                 f"{run.path} is being trained by another process", "wait for it, or choose another RUN"
             ) from None
         yield
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _surroundings() -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maketune.core.config import Config, DataConfig
+from maketune.core.files import write_whole
 from maketune.core.progress import Bar, say
-from maketune.core.run import open_run, write_whole
+from maketune.core.run import open_run
 from maketune.data import bpe, pack, read, store
 from maketune.data import summary as view
 from maketune.data import tokenize as tokens

@@ -62,7 +62,7 @@ class Graphics:
 
 
 def check(facts: Graphics, flavor: Mapping[str, str], archs: Sequence[str]) -> list[Check]:
-    """Judge all of it by the flavour's pins (empty: none) and the architectures of torch's kernels, as sm_90."""
+    """Judge all of it by the flavor's pins (empty: none) and the architectures of torch's kernels, as sm_90."""
     health = [throttled(facts.gpus), ecc(facts.gpus), taken(facts.gpus)] if facts.gpus else []
     return [
         driver(facts, flavor),
@@ -121,7 +121,7 @@ def init(facts: Graphics) -> Check:
 
 
 def capability(facts: Graphics, flavor: Mapping[str, str], archs: Sequence[str]) -> Check:
-    """Whether torch holds kernels for every GPU: by the flavour's range, else by torch's own list."""
+    """Whether torch holds kernels for every GPU: by the flavor's range, else by torch's own list."""
     known = sorted(divmod(int("".join(filter(str.isdigit, arch))), 10) for arch in archs if arch.startswith("sm_"))
     low, high = ((*each,) for each in (known[0], known[-1])) if known else ((0, 0), (99, 0))
     if flavor.get("COMPUTE_CAPABILITY_MINIMUM"):
@@ -135,7 +135,7 @@ def capability(facts: Graphics, flavor: Mapping[str, str], archs: Sequence[str])
     )
     newer = any(gpu.capability > high for gpu in bad)
     fix = "choose another GPU with GPUS=<UUID>, or GPUS=0 for the CPU"
-    fix = f"a flavour for CUDA 12.8 or later is needed; {fix}" if newer else fix
+    fix = f"a flavor for CUDA 12.8 or later is needed; {fix}" if newer else fix
     wanted = "{}.{} to {}.{}".format(*low, *high)
     return judge(IDS[3], not bad, found, wanted, fix, "https://github.com/pytorch/pytorch/issues/167244")
 

@@ -46,7 +46,7 @@ def python(found: str, wanted: str) -> Check:
 
 
 def torch_libraries(reports: Mapping[str, str | int], flavor: Mapping[str, str]) -> list[Check]:
-    """Judge torch and its CUDA, cuDNN and NCCL against the flavour's pins."""
+    """Judge torch and its CUDA, cuDNN and NCCL against the flavor's pins."""
     problems = pins.compare_torch(reports, flavor)
     return [
         judge(name, key not in problems, problems.get(key, str(reports[key] or "none")), flavor[key] or "none", REBUILD)
@@ -90,7 +90,7 @@ def _ldconfig() -> str:
 
 
 def check_installed(flavor: str) -> list[Check]:
-    """Hold this interpreter and its packages against the flavour's lock. Imports none of them."""
+    """Hold this interpreter and its packages against the flavor's lock. Imports none of them."""
     if not flavor:
         return skipped("the flavor is not known: no lock to compare with", "python-version", "package-versions")
     lock = pins.read_lock(f"docker/locks/{flavor}.txt")
@@ -99,7 +99,7 @@ def check_installed(flavor: str) -> list[Check]:
 
 
 def check_torch(flavor: Mapping[str, str]) -> list[Check]:
-    """Hold torch's own libraries against the flavour's pins; empty pins skip."""
+    """Hold torch's own libraries against the flavor's pins; empty pins skip."""
     if not flavor:
         return skipped("the flavor is not known: no pins to compare with", *TORCH)
     return torch_libraries(pins.torch_reports(), flavor)

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from maketune.core.run import Run, write_whole
+from maketune.core.files import write_whole
+from maketune.core.run import Run
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 FIGURES = (

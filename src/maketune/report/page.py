@@ -38,7 +38,7 @@ RECORD = (
     ("git_commit", "Commit"),
     ("image", "Image"),
     ("runner", "Runner"),
-    ("flavor", "Flavour"),
+    ("flavor", "Flavor"),
     ("gpus", "GPUS"),
     ("lock_sha256", "Lock, SHA-256"),
     ("seeds", "Seeds"),

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from maketune.core.run import named, write_whole
+from maketune.core.files import write_whole
+from maketune.core.run import named
 from maketune_common import contract
 from maketune_common.errors import UserError
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from maketune.core.files import write_whole
 from maketune.core.progress import Bar, say
-from maketune.core.run import Run, write_whole
+from maketune.core.run import Run
 from maketune.train.checkpoints import notes_of, step_of
 from maketune.train.gpu_watch import GpuWatch
 from maketune_common.errors import Unfit

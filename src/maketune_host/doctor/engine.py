@@ -3,6 +3,7 @@
 import re
 from typing import Optional
 
+from maketune_common.pins import version
 from maketune_host.doctor.checks import (
     FAIL,
     OK,
@@ -18,7 +19,6 @@ from maketune_host.doctor.checks import (
 )
 from maketune_host.doctor.commands import install, service
 from maketune_host.doctor.host import Host
-from maketune_host.pins import version
 
 
 def not_local(host: Host) -> str:

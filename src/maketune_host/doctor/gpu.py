@@ -1,13 +1,13 @@
-"""Checks of driver and GPUs against a flavour's pins, which are the only place with bounds."""
+"""Checks of driver and GPUs against a flavor's pins, which are the only place with bounds."""
 
 import re
 from typing import List
 
+from maketune_common.pins import version
 from maketune_host.doctor.checks import FAIL, OK, WARN, WORST_FIRST, Pins, Verdict, check, with_gpu
 from maketune_host.doctor.commands import install, service
 from maketune_host.doctor.facts import Gpu
 from maketune_host.doctor.host import Host
-from maketune_host.pins import version
 
 DATA_CENTER = re.compile(r"Tesla |GRID |^NVIDIA (A|B|H|L|GH|GB)\d")
 FULL, TAKEN = 0.1, 0.9
@@ -20,7 +20,7 @@ def data_center(gpu: Gpu) -> bool:
 
 
 def driver_verdict(gpu: Gpu, pins: Pins, local: bool = False) -> Verdict:
-    """What a driver means for a flavour's wheels: the first row that holds."""
+    """What a driver means for a flavor's wheels: the first row that holds."""
     driver, named = version(gpu.driver), "driver " + gpu.driver
     cuda, minimum, release = (pins[key] for key in ("CUDA_VERSION", "DRIVER_MINIMUM", "DRIVER_RELEASE"))
     recommended = pins["DRIVER_RECOMMENDED"]
@@ -99,7 +99,7 @@ def driver_library_mismatch(host: Host, pins: Pins) -> Verdict:
 
 @check("https://github.com/NVIDIA/nvidia-container-toolkit/issues/152", with_gpu)
 def driver_too_old(host: Host, pins: Pins) -> Verdict:
-    """By the flavour's pins; data-center GPUs have cuda-compat in the container."""
+    """By the flavor's pins; data-center GPUs have cuda-compat in the container."""
     worst = _worst([driver_verdict(gpu, pins, host.local) for gpu in host.chosen])
     return worst._replace(fix=f"upgrade it: {install(host.distribution, 'driver')}, then reboot")
 
@@ -109,7 +109,7 @@ def gpu_too_new(host: Host, pins: Pins) -> Verdict:
     """The wheels hold no kernels for this GPU: newer than them, or older."""
     verdicts = [capability_verdict(gpu, pins) for gpu in host.chosen]
     fit = [gpu.uuid for gpu, verdict in zip(host.chosen, verdicts) if verdict.status == OK]
-    fix = "choose those that fit: GPUS=" + ",".join(fit) if fit else "use a flavour whose CUDA has kernels for it"
+    fix = "choose those that fit: GPUS=" + ",".join(fit) if fit else "use a flavor whose CUDA has kernels for it"
     return _worst(verdicts)._replace(fix=fix)
 
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
+from maketune_common import pins
 from maketune_common.errors import UNFIT, UserError
 from maketune_host import doctor as checks
-from maketune_host import pins
 from maketune_host.doctor import host, network
 from maketune_host.doctor.checks import FAIL, SKIPPED, WARN, WORST_FIRST, Finding
 from maketune_host.doctor.host import Host
@@ -58,12 +58,12 @@ def run(root: Path, target: str, dry: bool) -> int:
 
 
 def examine(root: Path) -> Tuple[Host, str]:
-    """All facts, asked for at once, with what RUNNER, GPUS and FLAVOR ask; and the flavour whose pins count."""
+    """All facts, asked for at once, with what RUNNER, GPUS and FLAVOR ask; and the flavor whose pins count."""
     runner = decide.known_runner(workflow.setting("RUNNER", "auto"))
     gpus, flavor = workflow.setting("GPUS", "all"), workflow.setting("FLAVOR")
     known = pins.flavors(root)
     if flavor and flavor not in known:
-        raise UserError(f"FLAVOR={flavor} is not a flavour", "one of " + ", ".join(known))
+        raise UserError(f"FLAVOR={flavor} is not a flavor", "one of " + ", ".join(known))
     base = workflow.setting("BASE_IMAGE") or pins.read_flavor(root, known[0])["BASE_IMAGE"]
     reach: Dict[str, str] = {}
 

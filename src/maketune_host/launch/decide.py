@@ -81,9 +81,9 @@ def flavor(
     made: Sequence[str],
     wheels_answer: Callable[[], bool],
 ) -> Device:
-    """FLAVOR and GPUS. `made`: flavours whose image or venv exists; `wheels_answer` asks PyTorch's CPU page."""
+    """FLAVOR and GPUS. `made`: flavors whose image or venv exists; `wheels_answer` asks PyTorch's CPU page."""
     if request and request not in known:
-        raise UserError(f"FLAVOR={request} is not a flavour", nearest(request, known) or "one of " + ", ".join(known))
+        raise UserError(f"FLAVOR={request} is not a flavor", nearest(request, known) or "one of " + ", ".join(known))
     if request == "cpu":
         if gpus_request not in ("all", "0"):
             raise UserError(f"FLAVOR=cpu has no use for GPUS={gpus_request}", "leave one of them out")

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Dict, List, Tuple
 
+from maketune_common import pins
 from maketune_common.errors import Unfit
-from maketune_host import pins
 from maketune_host.launch.launch import git_commit
 from maketune_host.launch.process import ask, show, supervise
 from maketune_host.terminal import say, terminal

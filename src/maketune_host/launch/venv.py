@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Dict, Iterator, List
 
+from maketune_common import pins
 from maketune_common.errors import Unfit
-from maketune_host import pins
 from maketune_host.doctor import commands
 from maketune_host.launch.process import ask, show, supervise
 from maketune_host.terminal import say

@@ -4,7 +4,7 @@ import shlex
 from typing import Dict, FrozenSet, NamedTuple, Tuple
 
 from maketune_common.errors import Unfit
-from maketune_host.pins import version
+from maketune_common.pins import version
 
 SUPPORTED = (
     "Ubuntu 20.04 and later, Debian 11 and later (and derivatives of both), RHEL, Rocky, Alma and CentOS Stream 8 and "

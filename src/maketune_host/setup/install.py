@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import FrozenSet, List
 
+from maketune_common import pins
 from maketune_common.errors import Unfit, UserError
-from maketune_host import pins
 from maketune_host.doctor import facts
 from maketune_host.doctor.host import read_text_of
 from maketune_host.launch.process import ask, supervise

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Dict, FrozenSet, List, NamedTuple, Tuple
 
 from maketune_common.errors import Unfit
+from maketune_common.pins import version
 from maketune_host.doctor.facts import Docker, Graphics
-from maketune_host.pins import version
 from maketune_host.setup import distributions
 from maketune_host.setup.distributions import Distro, Packages
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import List, Tuple
 
+from maketune_common import pins
 from maketune_common.errors import Unfit, UserError
 from maketune_host import doctor as checks
-from maketune_host import pins
 from maketune_host.doctor import facts, host
 from maketune_host.launch import image, local, venv
 from maketune_host.launch.process import ask, show, supervise
@@ -23,7 +23,7 @@ def run(root: Path, target: str, dry: bool) -> int:
 
 
 def make_image(root: Path, dry: bool) -> int:
-    """Build the image if it is missing. That takes no GPU; which flavour it is may be by what GPU there is."""
+    """Build the image if it is missing. That takes no GPU; which flavor it is may be by what GPU there is."""
     found = replace(host.collect(root), runner="docker", gpus="0")
     docker, problem = found.docker, checks.engine_finding(found)
     if problem:
@@ -40,7 +40,7 @@ def make_image(root: Path, dry: bool) -> int:
 
 
 def test(root: Path, dry: bool) -> int:
-    """Run the tests in the flavour's venv with the development tools."""
+    """Run the tests in the flavor's venv with the development tools."""
     flavor = workflow.setting("FLAVOR")
     if flavor not in pins.flavors(root):
         made = [name for name in pins.flavors(root) if venv.made(root, name + "-dev")]

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, List, Optional
 
-from maketune_common import contract
+from maketune_common import contract, pins
 from maketune_common.errors import INPUT, UNFIT, Stopped, UserError, nearest, os_hint
 from maketune_host import doctor as checks
-from maketune_host import pins
 from maketune_host.doctor import facts, host
 from maketune_host.launch import configured, container, decide, image, inputs, local, venv
 from maketune_host.launch.launch import Launch
@@ -220,7 +219,7 @@ def finished(root: Path, verb: str, dry: bool) -> Launch:
 
 
 def device(root: Path, dry: bool, gpus: str = "") -> Launch:
-    """Decide the runner, the flavour and the GPUs. Raises Unfit where the machine cannot do what is asked."""
+    """Decide the runner, the flavor and the GPUs. Raises Unfit where the machine cannot do what is asked."""
     request, gpus, wanted = setting("RUNNER", "auto"), gpus or setting("GPUS", "all"), setting("FLAVOR")
     found = host.collect(root, engine=request != "local")
     docker, graphics = found.docker, found.graphics
@@ -243,7 +242,7 @@ def device(root: Path, dry: bool, gpus: str = "") -> Launch:
 
 
 def environments(root: Path, docker: facts.Docker, runner: str) -> List[str]:
-    """The flavours whose image, or venv, is there."""
+    """The flavors whose image, or venv, is there."""
     if runner == "docker":
         return [each for each in pins.flavors(root) if image.find(docker.client, "maketune:" + each)[0]]
     return [each for each in pins.flavors(root) if venv.made(root, each)]
