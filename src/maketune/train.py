@@ -23,13 +23,13 @@ from maketune.device import Choice, choose_device, choose_precision, make_determ
 from maketune.errors import UserError
 from maketune.gpu_watch import watch
 from maketune.microbatch import MicroBatches
-from maketune.progress import say, say_once
+from maketune.progress import Aside, say, say_once
 from maketune.replicas import Replicas, processes
 from maketune.resumable import ResumableTrainer
 from maketune.runs import Run, alone, open_run
 from maketune.saving import save_model
 from maketune.stopping import Schedule, stop_signals
-from maketune.telemetry import Metrics, prepare_reports
+from maketune.telemetry import Metrics, guard_reports, prepare_reports
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -103,7 +103,8 @@ def _fit(
     rows = Rows(Split(folder, "train"), length, pack.stored(folder, length, run.config.data.packing)[0], pad)
     seeds, threads = {"data": run.config.data.seed, "train": settings.seed}, torch.get_num_threads()
     run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=threads, processes=count)
-    gpu = watch(network, rows.length, precision.value, count) if device.value == "cuda" else None
+    look = Aside("no figures of the GPU", "training goes on")
+    gpu = look(watch, network, rows.length, precision.value, count) if device.value == "cuda" else None
     asked: list[int] = []
     with contextlib.closing(Metrics(run, checkpoint, gpu)) as metrics:
         trainer = MicroBatchTrainer(
@@ -119,6 +120,7 @@ def _fit(
             callbacks=[metrics, Schedule(settings, asked)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
+        guard_reports(trainer.callback_handler.callbacks)
         say(
             f"model: {parameters:,} parameters"
             + (f", {trained:,} trained beside them" if settings.lora_rank else "")
