@@ -19,7 +19,7 @@ PROMPT ?=
 GPUS ?= all
 ## which pins: cu124 (by default with a GPU) or cpu
 FLAVOR ?=
-## docker, local (a venv of the same lock), or auto: docker where an engine answers
+## docker, local (a venv of the same lock), or auto: docker where an engine answers and an image can be had
 RUNNER ?= auto
 ## another base image, where the registry is out of reach
 BASE_IMAGE ?=

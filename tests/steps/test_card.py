@@ -98,6 +98,62 @@ def test_a_path_stays_on_this_machine(run):
     assert r"my \<b\>\`texts\`.csv" in text
 
 
+def test_several_texts_are_named_each_by_its_last_part(run):
+    run.config.data.path = ["/home/me/a.txt", "/home/me/texts/", "b c.csv"]
+    run.config.data.test_path = ["/home/me/judged.txt", "/home/me/more.txt"]
+    text = card.text(run, "x")
+    assert "trained on a.txt, texts, b c.csv with maketune" in text and "/home/me" not in text
+    assert "  path:\n  - a.txt\n  - texts\n  - b c.csv\n" in text
+    assert "  test_path:\n  - judged.txt\n  - more.txt\n" in text
+    run.config.data.path += ["d.txt", "e.txt"]
+    assert "trained on a.txt, texts, b c.csv and 2 more with maketune" in card.text(run, "x")
+
+
+@pytest.mark.parametrize("given", ["as DATA", "in the config"])
+def test_several_texts_train_to_a_model_and_once_more(folder, given):
+    lines = (folder / "texts.txt").read_text().splitlines()
+    (folder / "a.txt").write_text("\n".join(lines[:80]) + "\n")
+    (folder / "b.csv").write_text("text\n" + "".join(f'"{line}"\n' for line in lines[80:160]))
+    for name, part in (("judged", lines[160:180]), ("more", lines[180:])):
+        (folder / f"{name}.txt").write_text("\n".join(part) + "\n")
+    listed = workspace.TINY.replace("path: texts.txt", "path: [a.txt, b.csv], test_path: [judged.txt, more.txt]")
+    (folder / "configs/listed.yaml").write_text(listed)
+    more = {"MAKETUNE_DATA": "a.txt\nb.csv"} if given == "as DATA" else {"MAKETUNE_CONFIG": "configs/listed.yaml"}
+    for verb in ("data", "train", "train", "eval", "report"):
+        words = [] if verb == "report" else ["train.max_steps=2"]
+        done = workspace.call(folder, given, verb, *words, **more)
+        assert done.returncode == 0, done.stderr
+        assert "note: the model card" not in done.stderr
+    text = (folder / "runs" / given / "model/README.md").read_text()
+    assert "trained on a.txt, b.csv with maketune" in text and "| perplexity |" in text
+    assert "  path:\n  - a.txt\n  - b.csv\n" in text
+    assert ("  test_path:\n  - judged.txt\n  - more.txt\n" in text) == (given == "in the config")
+
+
+def spoil_the_card() -> None:
+    def text(run, name):
+        raise OSError(28, "No space left on device")
+
+    card.text = text
+
+
+def test_a_card_that_cannot_be_written_costs_neither_model_nor_figures(folder):
+    for verb in ("data", "train"):
+        process = workspace.fork(folder, "spoiled", verb, "train.max_steps=2", before=spoil_the_card)
+        process.join()
+        assert process.exitcode == 0, (folder / "spoiled.log").read_text()
+    run = folder / "runs/spoiled"
+    said = " ".join((folder / "spoiled.log").read_text().split())
+    note = "note: the model card could not be written: OSError: [Errno 28] No space left on device; "
+    assert note + "make eval RUN=spoiled writes it" in said and "Traceback" not in said
+    assert {"model.safetensors", "config.json"} <= {path.name for path in (run / "model").iterdir()}
+    assert not (run / "model/README.md").exists()
+    assert json.loads((run / "eval.json").read_text())["before"]["perplexity"] > 0
+    assert (run / "samples.jsonl").exists()
+    assert workspace.call(folder, "spoiled", "eval").returncode == 0
+    assert "| perplexity |" in (run / "model/README.md").read_text()
+
+
 class Hub:
     """The Hub, as far as publishing sees it."""
 

@@ -178,3 +178,70 @@ def test_a_dashboard_is_told_each_step_and_each_evaluation_and_keeps_its_files_i
     assert [line["train/global_step"] for line in told if "train/loss" in line] == [1, 2, 3, 4]
     assert [line["train/global_step"] for line in told if "eval/loss" in line] == [2, 4]
     assert (folder / "finished").exists()
+
+
+def spoil_the_dashboard() -> None:
+    """Of all that only describes a training nothing works: TensorBoard's files and the dashboard."""
+    find_modules_here()
+    sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]
+
+
+def test_a_training_that_nothing_can_describe_is_trained_and_recorded(folder):
+    (folder / "trackio.py").write_text(DASHBOARD.replace("def log(values):", "def log(values):\n    1 / 0"))
+    settings = ("train.report_to=trackio", "train.max_steps=4", "train.eval_steps=2")
+    for verb in ("data", "train"):
+        process = workspace.fork(folder, "r", verb, *settings, before=spoil_the_dashboard)
+        process.join()
+        assert process.exitcode == 0, (folder / "r.log").read_text()
+    run, said = folder / "runs/r", " ".join((folder / "r.log").read_text().split())
+    assert said.count("note: no more files for TensorBoard: ") == 1 and "runs/r/metrics.jsonl holds all of it" in said
+    assert said.count("note: TrackioCallback is told no more: ZeroDivisionError: ") == 1
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert (run / "model/model.safetensors").exists() and (run / "eval.json").exists()
+
+
+@pytest.mark.parametrize("broken", ["file", "import", "add_scalar", "flush", "close"])
+def test_what_tensorboard_cannot_take_metrics_jsonl_holds(folder, capsys, monkeypatch, broken):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def fail(*values, **named):
+        raise OSError(5, "Input/output error")
+
+    run = open_run("train", [])
+    if broken == "file":
+        (run.path / "tensorboard").write_text("not a folder")
+    elif broken == "import":
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    else:
+        monkeypatch.setattr(SummaryWriter, broken, fail)
+    metrics = Metrics(run, None)
+    for number in range(3):
+        metrics.note(event="out_of_memory", loss=2.5, micro_batch_size=number)
+    metrics.sync()
+    metrics.close()
+    assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 3
+    assert " ".join(capsys.readouterr().err.split()).count("note: no more files for TensorBoard: ") == 1
+
+
+def test_what_metrics_jsonl_cannot_take_is_an_error(folder):
+    metrics = Metrics(open_run("train", []), None)
+    metrics.file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        metrics.note(event="out_of_memory")
+    metrics.graphs.close()
+
+
+def test_gpu_figures_that_fail_are_left_out(folder, capsys):
+    class Broken(Nvml):
+        def nvmlDeviceGetUtilizationRates(self, handle):
+            raise OSError("the driver is gone")
+
+    metrics = Metrics(open_run("train", []), None, GpuWatch(Broken(), ["GPU-1"], 1e9, 1e12))
+    state = SimpleNamespace(global_step=0, max_steps=5, epoch=0.0)
+    metrics.on_train_begin(None, state, None)
+    for state.global_step in (1, 2):
+        metrics.on_log(None, state, None, {"loss": 2.5})
+    metrics.close()
+    assert [line["loss"] for line in map(json.loads, metrics.path.read_text().splitlines())] == [2.5, 2.5]
+    assert capsys.readouterr().err.count("note: no more figures of the GPU: OSError: the driver is gone") == 1

@@ -45,6 +45,35 @@ def test_auto_takes_docker_where_an_engine_answers():
     assert decide.runner("auto", problem, ENGINE) == ("docker", "engine 26.1.5 with compose 2.26.1 answers")
 
 
+def test_auto_alone_goes_where_no_image_is_needed_if_none_can_be_had():
+    why = "the registry of the base image does not answer, and no image is built yet"
+    assert decide.runner("auto", None, ENGINE, lambda: why) == ("local", why)
+    assert decide.runner("auto", None, ENGINE, lambda: "").value == "docker"
+    down = checks.engine_finding(Host(docker=Docker()))
+
+    def never():
+        raise AssertionError("asked")
+
+    assert decide.runner("docker", None, ENGINE, never).value == "docker"
+    assert decide.runner("local", None, ENGINE, never).value == "local"
+    assert decide.runner("auto", down, Docker(), never).reason.startswith("engine-missing")
+
+
+@pytest.mark.parametrize(
+    ("request_", "gpu", "made", "wanted"),
+    [
+        ("", True, ["cpu"], "cu124"),
+        ("", False, [], "cpu"),
+        ("", False, ["cu124"], "cu124"),
+        ("", False, ["cu124", "cpu"], "cpu"),
+        ("cu124", False, ["cpu"], "cu124"),
+    ],
+)
+def test_the_flavor_is_guessed_as_it_will_be_decided(request_, gpu, made, wanted):
+    assert decide.likely_flavor(request_, gpu, KNOWN, made) == wanted
+    assert flavor(request_, "all" if gpu else "0", BOX if gpu else Graphics(), made).flavor == wanted
+
+
 def test_an_unknown_runner_names_the_nearest():
     with pytest.raises(UserError) as raised:
         decide.runner("dokcer", None, ENGINE)

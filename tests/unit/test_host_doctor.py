@@ -6,11 +6,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import clone as cloned
+from maketune_common import pins
+from maketune_host import doctor as doctor_module
+from maketune_host.doctor.facts import Docker
+from maketune_host.doctor.host import Host
+from support.workspace import REPOSITORY
 
 SMI = "#!/bin/sh\necho '0, NVIDIA GeForce RTX 4070 Ti, GPU-1, 550.54.14, 8.9, 12282, 300, [N/A]'\n"
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -71,6 +77,19 @@ def test_the_table_is_worst_first_and_ends_with_what_can_be_done(clone):
     assert lines[-1] == "local: yes, on the CPU"
 
 
+def test_without_a_base_image_no_container_can_run_and_doctor_says_so():
+    values = pins.read_flavor(REPOSITORY, "cpu")
+    engine = Docker("docker", "2.26.1", {"ServerVersion": "26.1.5"})
+    found = Host(docker=engine, gpus="0", compose_file=(REPOSITORY / "compose.yaml").read_text())
+    for error, possible in (("", True), ("no route", False)):
+        _, contained, local = doctor_module.abilities(replace(found, reach={"image registry": error}), values)
+        assert contained.possible == possible and local.possible
+    assert "registry-unreachable: image registry: no route" not in local.why
+    assert doctor_module.abilities(replace(found, reach={"image registry": "no route"}), values)[1].why == (
+        "registry-unreachable: image registry: no route"
+    )
+
+
 def test_doctor_needs_no_right_words_but_knows_the_wrong_ones(clone):
     done = doctor(clone, ARGS="--jsno")
     assert done.returncode == 2 and "--json" in done.stderr
@@ -91,12 +110,12 @@ def test_doctor_changes_nothing(clone):
 
 
 @pytest.mark.container
-def test_without_the_toolkit_a_step_stops_with_the_finding_not_with_dockers_words(engine, clone, card):
+def test_without_the_toolkit_a_step_stops_with_the_finding_not_with_dockers_words(engine, clone, card, stub_image):
     if json.loads(subprocess.run([engine, "info", "-f", "{{json .Runtimes}}"], capture_output=True).stdout).get(
         "nvidia"
     ):
         pytest.skip("this engine has the toolkit")
-    done = make(clone, "train", FLAVOR="cu124", PATH=card)
+    done = make(clone, "train", FLAVOR="cu124", PATH=card, BASE_IMAGE=stub_image)  # it is in the engine
     assert "Error 3" in done.stderr
     assert "error: toolkit-missing: Docker cannot give a container the GPU" in done.stderr
     assert "hint: make host-setup, or by hand: " in done.stderr and "nvidia-ctk runtime configure" in done.stderr

@@ -4,10 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from maketune_common import pins
+from maketune_host.doctor.facts import Docker
+from maketune_host.launch import image
 from maketune_host.targets import workflow
 from support.workspace import REPOSITORY
 
@@ -204,3 +207,78 @@ def test_a_run_with_anything_else_in_it_is_never_removed(tmp_path):
     workflow.forget(run)
     assert not run.exists()
     workflow.forget(run)
+
+
+ENGINE = Docker("docker", "2.26.1", {"ServerVersion": "26.1.5"})
+MIRRORED = {"ServerVersion": "26.1.5", "RegistryConfig": {"Mirrors": ["https://mirror.example/"]}}
+PROXIED = {"ServerVersion": "26.1.5", "HttpsProxy": "http://proxy.example:3128"}
+
+
+@pytest.mark.parametrize(
+    ("docker", "there", "error", "asked", "local"),
+    [
+        (ENGINE, "", "no route", True, True),
+        (ENGINE, "", "", True, False),
+        (ENGINE, "", "[SSL: WRONG_VERSION_NUMBER] wrong version number", True, False),
+        (ENGINE, "the image", "no route", False, False),
+        (ENGINE, "its base", "no route", False, False),
+        (ENGINE, "another image", "no route", True, True),
+        (replace(ENGINE, info=MIRRORED), "", "no route", False, False),
+        (replace(ENGINE, info=PROXIED), "", "no route", False, False),
+    ],
+)
+def test_where_no_image_can_be_had_is_asked_briefly_and_only_if_one_is_missing(
+    monkeypatch, docker, there, error, asked, local
+):
+    base = pins.read_flavor(REPOSITORY, "cpu")["BASE_IMAGE"]
+    names = {"the image": image.tag(REPOSITORY, "cpu", base), "its base": base, "another image": "maketune:cpu"}
+    questions = []
+
+    def reach(addresses, seconds):
+        questions.append((*addresses.values(), seconds))
+        return dict.fromkeys(addresses, error)
+
+    monkeypatch.delenv("BASE_IMAGE", raising=False)
+    monkeypatch.setattr(image, "find", lambda client, name: ("id", 1) if name == names.get(there) else ("", 0))
+    monkeypatch.setattr(workflow.network, "reach", reach)
+    why = workflow.no_image(REPOSITORY, docker, "", gpu=False)
+    assert why == ("the registry of the base image does not answer, and no image is built yet" if local else "")
+    assert questions == ([("https://registry-1.docker.io/v2/", 3)] if asked else [])
+
+
+def test_the_base_image_that_is_named_is_looked_for_and_its_registry_asked(monkeypatch):
+    looked, asked = [], []
+    monkeypatch.setenv("BASE_IMAGE", "registry.example:5000/base:1")
+    monkeypatch.setattr(image, "find", lambda client, name: looked.append(name) or ("", 0))
+    monkeypatch.setattr(workflow.network, "reach", lambda addresses, _: asked.extend(addresses.values()) or addresses)
+    assert workflow.no_image(REPOSITORY, ENGINE, "cu124", gpu=True)
+    assert looked[-1] == "registry.example:5000/base:1" and asked == ["https://registry.example:5000/v2/"]
+
+
+CLIENT = """#!/bin/sh
+case $* in
+info*) echo '{"ServerVersion": "26.1.5"}';;
+"compose version"*) echo 2.26.1;;
+"image inspect"*) exit 1;;
+"buildx build"*) exit 1;;
+esac
+"""
+
+
+def test_a_machine_that_reaches_no_registry_trains_all_the_same(local, tmp_path):
+    client = tmp_path / "docker"
+    client.write_text(CLIENT)
+    client.chmod(0o755)
+    environment = local.environment | {"DOCKER": str(client), "BASE_IMAGE": "127.0.0.1:9/base:1", "DATA": ""}
+    options = {"cwd": local.root, "capture_output": True, "text": True}
+    command = [*local.launcher[:-1], "data"]
+    done = subprocess.run(command, env=environment | {"RUNNER": "auto"}, **options)
+    assert done.returncode == 0, done.stderr
+    why = "the registry of the base image does not answer, and no image is built yet"
+    assert f"runner: local ({why})" in done.stderr
+    assert (local.run / "environment").exists()  # the step ran
+    dry = subprocess.run([*command, "--dry-run"], env=environment | {"RUNNER": "auto"}, **options)
+    assert dry.returncode == 0 and "runner: docker (engine 26.1.5" in dry.stderr  # it asks no registry
+    insisted = subprocess.run(command, env=environment | {"RUNNER": "docker"}, **options)
+    assert insisted.returncode == 3 and "the image could not be built" in insisted.stderr
+    assert "BASE_IMAGE=" in insisted.stderr and "RUNNER=local" in insisted.stderr

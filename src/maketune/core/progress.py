@@ -4,7 +4,9 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -31,6 +33,28 @@ def say(text: str) -> None:
 def say_once(text: str) -> None:
     """Print a line of news unless this process has said it."""
     say(text)
+
+
+class Aside:
+    """Work that only describes a run, and must not cost it: the first failure is said, and nothing more is tried.
+
+    `failed` says what was not to be had, `instead` what to do about it or what does without.
+    """
+
+    def __init__(self, failed: str, instead: str) -> None:
+        self.failed, self.instead, self.over = failed, instead, False
+
+    def __call__(self, work: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        """Return what `work` does with these values; None where it fails, or something has failed before."""
+        if self.over:
+            return None
+        try:
+            return work(*values, **named)
+        except Exception as error:  # whatever it is: a signal and Ctrl-C are no Exception
+            self.over = True
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            say(f"note: {self.failed}: {reason}; {self.instead}")
+            return None
 
 
 class Bar:

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from maketune.core.files import write_whole
+from maketune.core.progress import Aside
 from maketune.core.run import Run
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -16,12 +17,18 @@ FIGURES = (
     ("bits_per_byte", "bits a byte", ".3f"),
 )
 UNKNOWN = "unknown"
+NAMED = 3
+"""Of several texts, those that are named; the others are counted."""
 
 
 def write(run: Run, folder: Path | None = None) -> None:
-    """Write the card into `folder`, the run's model/ without one, with what the run knows by now."""
-    folder = folder or run.model
-    write_whole(folder / "README.md", text(run, str(run.model)))
+    """Write the card into `folder`, the run's model/ without one, with what the run knows by now.
+
+    It only describes the model, and must not cost it: what goes wrong is said, and nothing is raised.
+    """
+    path = (folder or run.model) / "README.md"
+    attempt = Aside("the model card could not be written", f"make eval RUN={run.name} writes it")
+    attempt(lambda: write_whole(path, text(run, str(run.model))))
 
 
 def text(run: Run, name: str) -> str:
@@ -84,9 +91,11 @@ def _origin(base: str, init: str) -> str:
 
 
 def _texts(run: Run) -> str:
-    """The corpus, by the last part of its path."""
+    """The corpus, by the last part of its path, or of several paths."""
     data = run.config.data
-    return _plain(data.dataset or data.builtin or Path(data.path or "").name)
+    names = [Path(each).name for each in ([data.path] if isinstance(data.path, str) else data.path or [])]
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return _plain(data.dataset or data.builtin or ", ".join(names[:NAMED]) + more)
 
 
 def _plain(words: str) -> str:
@@ -153,7 +162,9 @@ def _settings(run: Run) -> str:
         tree["model"].pop("name")
     for section, key in (("data", "path"), ("data", "test_path"), ("model", "name"), ("model", "tokenizer")):
         value = tree[section].get(key)
-        if value and (key.endswith("path") or value.startswith(("/", ".", "~"))):
+        if isinstance(value, list):
+            tree[section][key] = [Path(each).name for each in value]
+        elif value and (key.endswith("path") or value.startswith(("/", ".", "~"))):
             tree[section][key] = Path(value).name
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).replace("```", "` ` `")
 

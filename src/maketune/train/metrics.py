@@ -1,5 +1,6 @@
 """What training tells: metrics.jsonl, a line a step, TensorBoard's files, and progress on the terminal."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from maketune.core.files import write_whole
-from maketune.core.progress import Bar, say
+from maketune.core.progress import Aside, Bar, say
 from maketune.core.run import Run
 from maketune.train.checkpoints import notes_of, step_of
 from maketune.train.gpu_watch import GpuWatch
@@ -28,8 +29,6 @@ class Metrics(TrainerCallback):
     """Writes each step's figures; on a resume the file is cut back to the checkpoint, so that no step stands twice."""
 
     def __init__(self, run: Run, checkpoint: Path | None, gpu: GpuWatch | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path, graphs = run.path / "metrics.jsonl", run.path / "tensorboard"
         self.every, self.gpu = run.config.train.logging_steps, gpu
         self.step_tokens = 0
@@ -53,7 +52,9 @@ class Metrics(TrainerCallback):
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed in `close`
         if not checkpoint:
             shutil.rmtree(graphs, ignore_errors=True)
-        self.graphs = SummaryWriter(str(graphs), purge_step=self.step + 1 if checkpoint else None)
+        self.draw = Aside("no more files for TensorBoard", f"{self.path} holds all of it, and training goes on")
+        self.graphs = self.draw(_writer, graphs, self.step + 1 if checkpoint else None)
+        self.ask_gpu = Aside("no more figures of the GPU", "training goes on")
         self.bar: Bar | None = None
         self.clock = time.monotonic()
 
@@ -78,13 +79,13 @@ class Metrics(TrainerCallback):
     def sync(self) -> None:
         """Have everything on the disk: a checkpoint is about to say that it happened."""
         os.fsync(self.file.fileno())
-        self.graphs.flush()
+        self.draw(lambda: self.graphs.flush())
 
     def close(self) -> None:
         """End the bar and close the files."""
         if self.bar:
             self.bar.__exit__(None, None, None)
-        self.graphs.close()
+        self.draw(lambda: self.graphs.close())
         self.file.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,7 +107,7 @@ class Metrics(TrainerCallback):
                 "tokens_per_second": round(self.step_tokens / seconds, 1),
                 "memory_bytes": memory_bytes(),
             }
-            line |= self.gpu.sample(line["tokens_per_second"]) if self.gpu else {}
+            line |= (self.ask_gpu(self.gpu.sample, line["tokens_per_second"]) if self.gpu else None) or {}
             self._show(state, line, seconds)
         elif "eval_loss" in logs:
             line |= {key: logs[key] for key in ("eval_loss", "eval_perplexity")}
@@ -133,9 +134,18 @@ class Metrics(TrainerCallback):
     def _write(self, line: dict[str, Any]) -> None:
         self.file.write(json.dumps({**line, "time": round(time.time(), 2)}) + "\n")
         self.file.flush()
+        self.draw(self._draw, line)
+
+    def _draw(self, line: dict[str, Any]) -> None:
         for key, value in line.items():
             if key in GRAPHS or key.startswith("gpu_"):
                 self.graphs.add_scalar(GRAPHS.get(key, key.replace("_", "/", 1)), value, line["step"])
+
+
+def _writer(folder: Path, purge_step: int | None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def memory_bytes() -> int:
@@ -160,3 +170,13 @@ def prepare_reports(run: Run) -> None:
     settings = {"WANDB_MODE": "offline", "WANDB_DIR": folder, "WANDB_PROJECT": "maketune", "TRACKIO_DIR": folder}
     for key, value in {**settings, "WANDB_RUN_ID": run.name, "WANDB_RESUME": "allow"}.items():
         os.environ.setdefault(key, value)
+
+
+def guard_reports(callbacks: list[TrainerCallback]) -> None:
+    """Let no dashboard among the Trainer's callbacks end a training: it is told nothing more after it has failed."""
+    for callback in callbacks:
+        if not type(callback).__module__.startswith("transformers.integrations"):
+            continue
+        tell = Aside(f"{type(callback).__name__} is told no more", "metrics.jsonl holds all of it, training goes on")
+        for event in filter(lambda name: name.startswith("on_"), dir(callback)):
+            setattr(callback, event, functools.partial(tell, getattr(callback, event)))

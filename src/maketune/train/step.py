@@ -15,7 +15,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from maketune.core.config import TrainConfig
 from maketune.core.device import Choice, choose_device, choose_precision, make_deterministic
-from maketune.core.progress import say, say_once
+from maketune.core.progress import Aside, say, say_once
 from maketune.core.run import Run, alone, open_run
 from maketune.data import pack
 from maketune.data import step as data
@@ -28,7 +28,7 @@ from maketune.model import load as model
 from maketune.train.batch import MicroBatches
 from maketune.train.checkpoints import check_run_fits, newest, notes_of, saved_weights
 from maketune.train.gpu_watch import watch
-from maketune.train.metrics import Metrics, prepare_reports
+from maketune.train.metrics import Metrics, guard_reports, prepare_reports
 from maketune.train.replicas import Replicas, processes
 from maketune.train.resumable import ResumableTrainer
 from maketune.train.saving import save_model
@@ -107,7 +107,8 @@ def _fit(
     rows = Rows(Split(folder, "train"), length, pack.stored(folder, length, run.config.data.packing)[0], pad)
     seeds, threads = {"data": run.config.data.seed, "train": settings.seed}, torch.get_num_threads()
     run.record(**environment.hardware(), parameters=parameters, seeds=seeds, threads=threads, processes=count)
-    gpu = watch(network, rows.length, precision.value, count) if device.value == "cuda" else None
+    look = Aside("no figures of the GPU", "training goes on")
+    gpu = look(watch, network, rows.length, precision.value, count) if device.value == "cuda" else None
     asked: list[int] = []
     with contextlib.closing(Metrics(run, checkpoint, gpu)) as metrics:
         trainer = MicroBatchTrainer(
@@ -123,6 +124,7 @@ def _fit(
             callbacks=[metrics, Schedule(settings, asked)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
+        guard_reports(trainer.callback_handler.callbacks)
         say(
             f"model: {parameters:,} parameters"
             + (f", {trained:,} trained beside them" if settings.lora_rank else "")

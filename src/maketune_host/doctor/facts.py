@@ -59,6 +59,12 @@ class Docker:
         return any("rootless" in option for option in self.info.get("SecurityOptions") or [])
 
     @property
+    def own_way(self) -> bool:
+        """Whether the engine has a mirror or a proxy of its own: what this machine reaches says nothing of it then."""
+        mirrors = (self.info.get("RegistryConfig") or {}).get("Mirrors")
+        return bool(mirrors or self.info.get("HttpProxy") or self.info.get("HttpsProxy"))
+
+    @property
     def gpu_driver(self) -> str:
         """How to ask for a GPU: `cdi` or `nvidia` of compose's devices, the `runtime`, or nothing without the toolkit.
 

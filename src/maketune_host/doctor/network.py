@@ -14,11 +14,16 @@ from maketune_host.launch.process import ask
 INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 
+def registry(base_image: str) -> str:
+    """The address of a base image's registry."""
+    first, slash, _ = base_image.partition("/")
+    named = slash and ("." in first or ":" in first or first == "localhost")
+    return "https://{}/v2/".format(first if named else "registry-1.docker.io")
+
+
 def addresses(base_image: str, seconds: float) -> Dict[str, str]:
     """What to ask: the base image's registry, the index that uv takes, the Hub."""
-    first, slash, _ = base_image.partition("/")
-    registry = first if slash and ("." in first or ":" in first) else "registry-1.docker.io"
-    found = {"image registry": f"https://{registry}/v2/"}
+    found = {"image registry": registry(base_image)}
     named = (os.environ.get(key) for key in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"))  # as uv is called
     index = next(filter(None, named), "") or ask([sys.executable, "-c", INDEX], seconds).output
     if index:

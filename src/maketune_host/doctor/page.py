@@ -16,7 +16,7 @@ from maketune_host import doctor as checks
 from maketune_host.doctor import host, network
 from maketune_host.doctor.checks import FAIL, SKIPPED, WARN, WORST_FIRST, Finding
 from maketune_host.doctor.host import Host
-from maketune_host.launch import decide
+from maketune_host.launch import decide, image
 from maketune_host.launch.process import show
 from maketune_host.targets import workflow
 
@@ -76,20 +76,28 @@ def examine(root: Path) -> Tuple[Host, str]:
     chosen = decide.gpus(gpus, found.graphics) if found.wants_gpu and found.graphics.gpus else []
     made = workflow.environments(root, found.docker, "local" if found.local else "docker")
     gpu = found.wants_gpu and (chosen or found.graphics.broken)
-    flavor = flavor or (known[0] if gpu else next((name for name in ("cpu", *known) if name in made), "cpu"))
+    flavor = decide.likely_flavor(flavor, bool(gpu), known, made)
+    docker, named = found.docker, workflow.setting("BASE_IMAGE")
+    at_hand = docker.info and (docker.own_way or image.at_hand(root, docker.client, flavor, named))
     asking.join(2 * SECONDS)
-    if flavor in made:
+    if at_hand or (found.local and flavor in made):
         reach.pop("image registry", None)
+    if flavor in made:
         reach.pop("package registry", None)
     return replace(found, chosen=chosen, made=flavor in made, reach=dict(reach)), flavor
 
 
 def abilities(found: Host, values: Dict[str, str]) -> List[Ability]:
-    """What the host can do: the same checks, as if each way were asked for."""
+    """What the host can do: the same checks, as if each way were asked for; without its base no image can be built."""
     no_gpu = "" if found.chosen else found.graphics.reason if found.wants_gpu else "the CPU is asked for"
     on_cpu = {"gpus": "0", "flavor": "", "chosen": []}
     gpu, cpu, local, local_cpu = (
-        "; ".join(f"{each.id}: {each.found}" for each in checks.judge(asked, values) if each.status == FAIL)
+        "; ".join(
+            f"{each.id}: {each.found}"
+            for each in checks.judge(asked, values)
+            if each.status == FAIL
+            or (asked.runner == "docker" and each.status == WARN and each.id == "registry-unreachable")
+        )
         for asked in (
             replace(found, runner="docker"),
             replace(found, runner="docker", **on_cpu),

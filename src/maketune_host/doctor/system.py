@@ -113,7 +113,7 @@ def _reached(host: Host, name: str, fix: str, needed: bool) -> Verdict:
 @check("https://docs.docker.com/engine/daemon/proxy/", preflight=False)
 def registry_unreachable(host: Host, pins: Pins) -> Verdict:
     """The base image comes from a registry. A warning: a mirror may serve it."""
-    fix = "BASE_IMAGE=<the same image in your mirror>, or a proxy for the engine"
+    fix = "BASE_IMAGE=<the same image in your mirror>, or a proxy for the engine; RUNNER=auto runs locally meanwhile"
     return _reached(host, "image registry", fix, not host.local and not host.made)
 
 

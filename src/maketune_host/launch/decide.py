@@ -24,11 +24,19 @@ def known_runner(request: str) -> str:
     return request
 
 
-def runner(request: str, problem: Optional[Finding], docker: Docker) -> Choice:
-    """RUNNER=auto|docker|local. Raises Unfit if docker is insisted on and is not to be had."""
+def runner(
+    request: str, problem: Optional[Finding], docker: Docker, no_image: Callable[[], str] = lambda: ""
+) -> Choice:
+    """RUNNER=auto|docker|local. Raises Unfit if docker is insisted on and is not to be had.
+
+    `no_image` looks whether an image can be had, and says why not; auto alone asks it, for it may take seconds.
+    """
     if known_runner(request) == "local":
         return Choice("local", "asked for")
     if not problem:
+        why = no_image() if request == "auto" else ""
+        if why:
+            return Choice("local", why)
         return Choice(
             "docker", "engine {} with compose {} answers".format(docker.info["ServerVersion"], docker.compose)
         )
@@ -70,6 +78,11 @@ class Device(NamedTuple):
     flavor: str
     gpus: str
     reason: str
+
+
+def likely_flavor(request: str, gpu: bool, known: Sequence[str], made: Sequence[str]) -> str:
+    """The flavor that `flavor` would take, as far as that is known before anything is asked over a network."""
+    return request or (known[0] if gpu else next((name for name in ("cpu", *known) if name in made), "cpu"))
 
 
 def flavor(

@@ -32,6 +32,12 @@ def find(client: str, name: str) -> Tuple[str, float]:
     return identity, int(size) / 1e9
 
 
+def at_hand(root: Path, client: str, flavor: str, base: str) -> bool:
+    """Whether no registry of base images is needed: the image for the present inputs is there, or its base is."""
+    base = base or pins.read_flavor(root, flavor)["BASE_IMAGE"]
+    return any(find(client, name)[0] for name in (tag(root, flavor, base), base))
+
+
 def ensure(root: Path, client: str, flavor: str, base: str, dry: bool = False) -> Tuple[str, str]:
     """Return tag and id of the image for the present inputs; it is built if it is not there. Raises Unfit."""
     values = pins.read_flavor(root, flavor)
@@ -73,7 +79,8 @@ def _build(root: Path, client: str, name: str, values: Dict[str, str], base: str
         elif supervise(command, stdout=sys.stderr, cwd=str(root)):
             hint = "see Docker's words above. Base image out of reach: BASE_IMAGE=<your mirror's>; package registry:"
             raise Unfit(
-                "the image could not be built", hint + " UV_DEFAULT_INDEX, SSL_CERT_FILE; disk: docker system df"
+                "the image could not be built",
+                hint + " UV_DEFAULT_INDEX, SSL_CERT_FILE; disk: docker system df; or RUNNER=local, without an image",
             )
 
 

@@ -30,7 +30,7 @@ def make_image(root: Path, dry: bool) -> int:
         raise Unfit(f"{problem.id}: {problem.found}", problem.fix)
     flavor = workflow.setting("FLAVOR")
     if flavor not in pins.flavors(root):
-        flavor = workflow.device(root, dry).flavor
+        flavor = workflow.device(root, dry, to_build=True).flavor
     else:
         checks.preflight(replace(found, made=flavor in workflow.environments(root, docker, "docker")), {})
     tag, _ = image.ensure(root, docker.client, flavor, workflow.setting("BASE_IMAGE"), dry)

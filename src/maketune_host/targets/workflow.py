@@ -11,7 +11,7 @@ from typing import Callable, List, Optional
 from maketune_common import contract, pins
 from maketune_common.errors import INPUT, UNFIT, Stopped, UserError, nearest, os_hint
 from maketune_host import doctor as checks
-from maketune_host.doctor import facts, host
+from maketune_host.doctor import facts, host, network
 from maketune_host.launch import configured, container, decide, image, inputs, local, venv
 from maketune_host.launch.launch import Launch
 from maketune_host.launch.process import ask
@@ -218,12 +218,19 @@ def finished(root: Path, verb: str, dry: bool) -> Launch:
     return launch
 
 
-def device(root: Path, dry: bool, gpus: str = "") -> Launch:
-    """Decide the runner, the flavor and the GPUs. Raises Unfit where the machine cannot do what is asked."""
+def device(root: Path, dry: bool, gpus: str = "", to_build: bool = False) -> Launch:
+    """Decide the runner, the flavor and the GPUs. Raises Unfit where the machine cannot do what is asked.
+
+    `to_build`: the image itself is wanted, so that whether it can be had does not count.
+    """
     request, gpus, wanted = setting("RUNNER", "auto"), gpus or setting("GPUS", "all"), setting("FLAVOR")
     found = host.collect(root, engine=request != "local")
     docker, graphics = found.docker, found.graphics
-    runner = decide.runner(request, checks.engine_finding(replace(found, gpus=gpus, flavor=wanted)), docker)
+    problem = checks.engine_finding(replace(found, gpus=gpus, flavor=wanted))
+    gpu = bool(gpus != "0" and wanted != "cpu" and (graphics.gpus or graphics.broken))
+    runner = decide.runner(
+        request, problem, docker, lambda: "" if dry or to_build else no_image(root, docker, wanted, gpu)
+    )
     say("runner: {} ({})".format(*runner))
     found = replace(found, runner=runner.value, gpus=gpus, flavor=wanted)
     if graphics.broken and found.wants_gpu:
@@ -246,6 +253,22 @@ def environments(root: Path, docker: facts.Docker, runner: str) -> List[str]:
     if runner == "docker":
         return [each for each in pins.flavors(root) if image.find(docker.client, "maketune:" + each)[0]]
     return [each for each in pins.flavors(root) if venv.made(root, each)]
+
+
+def no_image(root: Path, docker: facts.Docker, wanted: str, gpu: bool) -> str:
+    """Why no image can be had, or nothing: there is none of these files, nor its base, and no registry answers in 3 s.
+
+    A registry is not asked where the engine has a way to it that this machine has not.
+    """
+    known, base = pins.flavors(root), setting("BASE_IMAGE")
+    flavor = decide.likely_flavor(wanted, gpu, known, environments(root, docker, "docker"))
+    if flavor not in known or docker.own_way or image.at_hand(root, docker.client, flavor, base):
+        return ""
+    registry = network.registry(base or pins.read_flavor(root, flavor)["BASE_IMAGE"])
+    error = network.reach({"registry": registry}, 3)["registry"]
+    if not error or "ssl" in error.lower():  # an answer, too: the engine may take HTTP or a certificate of its own
+        return ""
+    return "the registry of the base image does not answer, and no image is built yet"
 
 
 def cpu_wheels_answer(root: Path) -> bool:
