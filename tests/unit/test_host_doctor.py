@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import clone as cloned
+from support.clones import clone as cloned
 
 SMI = "#!/bin/sh\necho '0, NVIDIA GeForce RTX 4070 Ti, GPU-1, 550.54.14, 8.9, 12282, 300, [N/A]'\n"
 SYSTEM_PYTHON = "/usr/bin/python3"
