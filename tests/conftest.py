@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: threads that spin starve others
-# A shell starts background jobs with SIGINT ignored, and so would every program that a test starts and interrupts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from maketune_host import doctor as checks
 from maketune_host.doctor import facts
@@ -21,6 +19,11 @@ from support.clones import STUB, clone
 from support.containers import FLAVOR, STRANGER, make
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config):
+    """A shell starts background jobs with SIGINT ignored, and so would every program that a test interrupts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
