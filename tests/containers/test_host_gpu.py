@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import clone, wait_for
 from maketune_host.launch import image
+from support.clones import clone, wait_for
 
 pytestmark = pytest.mark.container
 REPOSITORY = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from conftest import wait_for
+from support.clones import wait_for
 
 
 @pytest.fixture(params=["local", pytest.param("docker", marks=pytest.mark.container)])

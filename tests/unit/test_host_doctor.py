@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import clone as cloned
 from maketune_common import pins
 from maketune_host import doctor as doctor_module
 from maketune_host.doctor.facts import Docker
 from maketune_host.doctor.host import Host
+from support.clones import clone as cloned
 from support.workspace import REPOSITORY
 
 SMI = "#!/bin/sh\necho '0, NVIDIA GeForce RTX 4070 Ti, GPU-1, 550.54.14, 8.9, 12282, 300, [N/A]'\n"

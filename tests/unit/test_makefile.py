@@ -22,7 +22,7 @@ def make(tmp_path):
     root.mkdir()
     for name in ("Makefile", "compose.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
-    for name in ("configs", "docker", "src/maketune_host"):
+    for name in ("configs", "docker", "src/maketune_common", "src/maketune_host"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     environment = {key: value for key, value in os.environ.items() if key not in (*INTERFACE, "MAKEFLAGS", "MAKELEVEL")}
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from conftest import clone as cloned
 from maketune.core.config import ModelConfig
 from maketune.core.settings import load_config
 from maketune_common.plan import arithmetic as plan
 from maketune_common.plan import gpus, inputs
 from maketune_common.plan.arithmetic import Model, Run
+from support.clones import clone as cloned
 from support.workspace import REPOSITORY
 
 ODD = [(1, 2, 1, 1, 1), (1, 64, 4, 257, 32), (2, 128, 4, 2048, 128), (3, 96, 3, 1000, 77), (4, 256, 8, 50257, 512)]
