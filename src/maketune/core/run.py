@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from maketune import __version__
+from maketune_common import __version__
 from maketune.core.config import Config
 from maketune.core.files import write_whole
 from maketune.core.settings import differences, load_config
