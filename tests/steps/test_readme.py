@@ -103,19 +103,16 @@ def run(folder: Path, command: str, **variables: str) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_is_one_that_make_understands(clone, command):
-    """With -n: for some the real thing is a GPU's, or the suite itself. GPUS=all may be refused here."""
+    """With -n: the real thing is in the tests below, or the suite itself."""
     done = run(clone, command.replace("make ", "make -n ", 1))
-    if "GPUS=all" in command and "GPUS=0" in done.stderr:
-        return
     if done.returncode:  # no run is there yet to judge or to complete from: the next test makes it
-        assert re.match("make (generate|eval|report|monitor) RUN=", command)
+        assert re.match("make (generate|eval|report) RUN=", command)
         assert re.search("error: there is no run", done.stderr), done.stderr
 
 
 def test_the_prose_has_commands_and_settings_of_every_kind():
-    assert {'DATA="a.txt b.csv"', "zcat dump.gz | make train DATA=-", "make doctor", "PROMPT=-", "make"} <= set(INLINE)
-    assert INLINE['ARGS="eval.stride=64 eval.documents=joined"'].startswith("make eval ")
-    assert INLINE["ARGS=data"] == "make bench ARGS=data"
+    assert {'DATA="a.txt b.csv"', "zcat dump.gz | make train DATA=-", "make doctor", "make"} <= set(INLINE)
+    assert INLINE['DATA="a.txt b.csv"'] == 'make train DATA="a.txt b.csv"'
 
 
 @pytest.mark.parametrize("words", INLINE)
@@ -133,11 +130,11 @@ def test_the_quick_start_and_the_examples_with_own_texts_do_what_is_promised(clo
     assert re.search(r"^ *perplexity +[\d,.]+ +[\d.]+ +\(95 %: ", quick.stdout, re.MULTILINE)
     (first,) = (clone / "runs").iterdir()
     assert first.name.startswith("smoke-")
-    for command in COMMANDS[2:13]:
+    for command in COMMANDS[2:]:
         assert run(clone, command).returncode == 0, command
     mine = clone / "runs/mine"
     last = json.loads((mine / "samples.jsonl").read_text().splitlines()[-1])
-    assert last["prompt"] == "The"  # the second make train samples once more
+    assert last["prompt"] == "Once upon a time"
     prompts = [json.loads(line)["prompt"] for line in (mine / "samples.jsonl").read_text().splitlines()]
     assert "Once upon a time" in prompts
     assert json.loads((mine / "eval.json").read_text())["perplexity"] < 100
