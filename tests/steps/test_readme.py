@@ -135,8 +135,6 @@ def test_the_quick_start_and_the_examples_with_own_texts_do_what_is_promised(clo
     mine = clone / "runs/mine"
     last = json.loads((mine / "samples.jsonl").read_text().splitlines()[-1])
     assert last["prompt"] == "Once upon a time"
-    prompts = [json.loads(line)["prompt"] for line in (mine / "samples.jsonl").read_text().splitlines()]
-    assert "Once upon a time" in prompts
     assert json.loads((mine / "eval.json").read_text())["perplexity"] < 100
     assert (clone / "runs/short/model/model.safetensors").exists()
     assert run(clone, "make train RUN=mine ARGS=train.max_steps=3").returncode == 2
