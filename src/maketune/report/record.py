@@ -1,0 +1,98 @@
+"""The files of a run as the report reads them: nothing that stands in them can make it fail."""
+
+import collections
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maketune.report import series
+from maketune.report.series import History
+from maketune_common.contract import RunDirectory
+
+SAMPLES_SHOWN, CHARACTERS_SHOWN = 12, 2000
+
+
+@dataclass
+class Record:
+    """A run's files. One that is missing or damaged is empty here, and `missing` says so."""
+
+    files: RunDirectory
+    history: History
+    manifest: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    eval: dict[str, Any] = field(default_factory=dict)
+    config: str = ""
+    samples: list[dict[str, str]] = field(default_factory=list)
+    """The newest first, of prompt and completion."""
+    sample_count: int = 0
+    missing: list[str] = field(default_factory=list)
+    """A sentence for each thing that cannot be shown."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.files.name
+
+
+def read(path: Path) -> Record:
+    """Read a run's directory."""
+    files = RunDirectory(path)
+    record = Record(files, series.read(files.metrics), config=_text(files.config))
+    record.manifest = _object(record, files.manifest, "train")
+    record.data = _object(record, files.data, "data")
+    record.env = _object(record, files.env, "env-verify")
+    record.eval = _object(record, files.eval, "eval")
+    newest: collections.deque[dict[str, str]] = collections.deque(maxlen=SAMPLES_SHOWN)
+    for sample in _samples(files.samples):
+        record.sample_count += 1
+        newest.appendleft(sample)
+    record.samples = list(newest)
+    if not record.config:
+        record.missing.append("no config.yaml")
+    if not record.samples:
+        record.missing.append(f"no samples.jsonl (make generate RUN={record.name})")
+    if record.history.damaged:
+        record.missing.append(f"{record.history.damaged:,} damaged lines of metrics.jsonl")
+    if record.history.unusual:
+        record.missing.append(f"{record.history.unusual:,} values of metrics.jsonl that are not finite")
+    return record
+
+
+def _object(record: Record, path: Path, target: str) -> dict[str, Any]:
+    """A JSON file that `make TARGET` writes."""
+    text = _text(path)
+    content = _parsed(text)
+    if not isinstance(content, dict):
+        state = f"{path.name} is damaged" if text else f"no {path.name}"
+        record.missing.append(f"{state} (make {target} RUN={record.name})")
+        return {}
+    return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="backslashreplace")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _samples(path: Path) -> Iterator[dict[str, str]]:
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="backslashreplace") as file:
+            for line in map(_parsed, file):
+                if isinstance(line, dict):
+                    yield {key: _cut(str(line.get(key, ""))) for key in ("prompt", "completion")}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= CHARACTERS_SHOWN else text[:CHARACTERS_SHOWN] + " …"
