@@ -2,10 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from maketune.report import charts, page, record, series
+from maketune_common.contract import RunDirectory
 from support import browser, workspace
 
 EVIL = """</style></pre></textarea>--><script>document.title = "broken"</script>
@@ -174,11 +176,12 @@ def test_curves_of_any_values_stay_on_the_canvas(values):
     odd = series.Series()
     for step, value in enumerate(values):
         odd.add(step, value)
+    run = record.Record(RunDirectory(Path("a")), series.History({"loss": odd}))
     for unit in ("", "1", "%"):
-        (curve,) = charts.curves("Loss", "", [charts.Line(odd, 0)], unit).curves
-        for pair in curve.means.split():
-            x, y = map(float, pair.split(","))
-            assert charts.LEFT <= x <= charts.RIGHT and charts.TOP <= y <= charts.BOTTOM
+        chart = charts.curves(charts.Plot("Loss", "", unit, ("loss",)), [run])
+        for point in odd.points:
+            assert charts.LEFT <= chart.x.at(point.step) <= charts.RIGHT
+            assert charts.TOP <= chart.y.at(point.mean) <= charts.BOTTOM
 
 
 def test_the_table_shows_before_and_after_with_the_interval(tmp_path):
@@ -199,8 +202,7 @@ def test_a_long_run_is_thinned_without_losing_its_range():
     assert sum(point.count for point in thinned.points) == 100_000
     assert sum(point.total for point in thinned.points) == 50_000 - 1 + 1000
     assert [point.step for point in thinned.points] == list(range(1, 100_001, thinned.stride))
-    (curve,) = charts.curves("Loss", "", [charts.Line(thinned, 0)]).curves
-    assert len(curve.means + curve.range) < 80_000
+    assert len(page.render([record.Record(RunDirectory(Path("a")), series.History({"loss": thinned}))])) < 80_000
 
 
 def test_odd_lines_of_the_metrics_are_counted_not_drawn(tmp_path):

@@ -1,24 +1,47 @@
-"""Curves and bars as positions on a canvas, which chart.svg.j2 draws. matplotlib chooses the ticks and their labels."""
+"""The charts of a page: what is drawn where; chart.svg.j2 draws it. matplotlib chooses the ticks and their labels."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from maketune.report.record import Record
 from maketune.report.series import Series
 
 WIDTH, HEIGHT = 376, 182
 """Of the canvas in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 46, 370, 8, 160
-"""Edges of the plotted area; tick labels stand outside it."""
+"""Edges of the plotted area; the labels of the ticks stand outside it."""
+MARKS_SHOWN = 40
 
 
-class Tick(NamedTuple):
-    """A mark on an axis: its position in pixels, and its label."""
+class Plot(NamedTuple):
+    """Curves to draw: their title, what is measured, and the metrics' keys.
 
-    at: float
-    label: str
+    `unit` is "" for plain numbers, "%" for shares of one, and otherwise the unit of a y axis that begins at zero and
+    has SI prefixes; "1" stands for no unit.
+    """
+
+    title: str
+    measured: str
+    unit: str
+    keys: tuple[str, ...]
+
+
+PLOTS = (
+    Plot("Loss", "nats per token", "", ("loss", "eval_loss")),
+    Plot("Perplexity", "evaluation", "", ("eval_perplexity",)),
+    Plot("Learning rate", "", "", ("learning_rate",)),
+    Plot("Gradient norm", "before clipping", "", ("grad_norm",)),
+    Plot("Speed", "tokens per second", "1", ("tokens_per_second",)),
+    Plot("MFU", "share of the GPU's peak", "%", ("mfu",)),
+    Plot("Memory", "peak so far", "B", ("memory_bytes",)),
+    Plot("GPU memory", "of all processes", "B", ("gpu_memory_bytes",)),
+    Plot("GPU utilization", "percent", "1", ("gpu_utilization_percent",)),
+    Plot("GPU power", "", "W", ("gpu_power_watts",)),
+    Plot("GPU temperature", "°C", "", ("gpu_temperature_celsius",)),
+)
 
 
 @dataclass
@@ -29,104 +52,80 @@ class Axis:
     high: float
     start: float
     end: float
+    ticks: list[tuple[float, str]] = field(default_factory=list)
+    """The position of each in pixels, and its label."""
 
     def at(self, value: float) -> float:
         """A value's position in pixels."""
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
-    def ticks(self, locator: MaxNLocator, label: Callable[[float], str]) -> list[Tick]:
-        """The locator's ticks that lie within the axis."""
-        values = locator.tick_values(self.low, self.high)
-        return [Tick(self.at(value), label(value)) for value in values if self.low <= value <= self.high]
-
 
 @dataclass
 class Line:
-    """A series to draw in a run's color; `marked`: values far apart, each with its dot and dashes between them."""
+    """A series in the color of a run; `dotted`: its values are far apart, and a dot marks each."""
 
     series: Series
     run: int
-    marked: bool = False
-
-
-@dataclass
-class Curve:
-    """A line's positions: `x,y` pairs of its means, and of the outline of its range if it is thinned."""
-
-    run: int
-    marked: bool
-    means: str
-    range: str
-
-
-class Bar(NamedTuple):
-    """A bar's upper left corner and its size, in pixels."""
-
-    x: float
-    y: float
-    width: float
-    height: float
+    dotted: bool = False
 
 
 @dataclass
 class Chart:
-    """What chart.svg.j2 draws."""
+    """Two axes, and lines or bars."""
 
     title: str
-    measured: str = ""
-    x_ticks: list[Tick] = field(default_factory=list)
-    y_ticks: list[Tick] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-    bars: list[Bar] = field(default_factory=list)
+    measured: str
+    x: Axis
+    y: Axis
+    lines: list[Line] = field(default_factory=list)
+    bars: list[float] = field(default_factory=list)
     run: int = 0
     """Whose color the bars have."""
-    marks: list[float] = field(default_factory=list)
-    """Where a vertical line marks an event."""
+    marks: list[int] = field(default_factory=list)
+    """Steps of events, each marked by a vertical line."""
 
 
-def curves(title: str, measured: str, lines: Sequence[Line], unit: str = "", marks: Iterable[int] = ()) -> Chart:
-    """Lines over steps. `unit` is "" for plain numbers, "%" for shares of one, and otherwise the unit of the y axis
-    ("1" for none), which then has SI prefixes and begins at zero; `marks` are the steps of events."""
+def curves(plot: Plot, records: Sequence[Record]) -> Chart | None:
+    """A plot of all the runs; None if none of them has its metrics."""
+    lines = [
+        Line(series, run, dotted=key.startswith("eval_") or len(series.points) == 1)
+        for run, record in enumerate(records)
+        for key in plot.keys
+        if (series := record.history.series.get(key))
+    ]
+    if not lines:
+        return None
     points = [point for line in lines for point in line.series.points]
-    x = _axis([point.step for point in points], LEFT, RIGHT)
-    values = [point.low for point in points] + [point.high for point in points]
-    y = _axis([*values, 0] if unit else values, BOTTOM, TOP)
-    return Chart(
-        title,
-        measured,
-        x.ticks(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]), EngFormatter(sep="")),
-        y.ticks(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]), _label(unit)),
-        [_curve(line, x, y) for line in lines],
-        marks=[x.at(step) for step in marks if x.low <= step <= x.high],
-    )
+    values = [point.low for point in points] + [point.high for point in points] + ([0] if plot.unit else [])
+    integers = MaxNLocator(6, integer=True, steps=[1, 2, 5, 10])
+    x = _axis([point.step for point in points], LEFT, RIGHT, integers, EngFormatter(sep=""))
+    y = _axis(values, BOTTOM, TOP, MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]), _label(plot.unit))
+    events = {line["step"] for record in records for line in record.history.events}
+    marks = [step for step in sorted(events)[:MARKS_SHOWN] if x.low <= step <= x.high]
+    return Chart(plot.title, plot.measured, x, y, lines, marks=marks)
 
 
-def bars(title: str, labels: Sequence[str], heights: Sequence[float], run: int = 0) -> Chart:
-    """A bar per label; of many labels every second, third, ... one is shown."""
-    y = _axis([*heights, 0], BOTTOM, TOP)
-    width = (RIGHT - LEFT) / len(labels)
-    centers = [round(LEFT + (number + 0.5) * width, 1) for number in range(len(labels))]
-    every = 1 + len(labels) // 9
-    return Chart(
-        title,
-        x_ticks=[Tick(*tick) for tick in zip(centers, labels, strict=True)][::every],
-        y_ticks=y.ticks(MaxNLocator(5, integer=True), EngFormatter(sep="")),
-        bars=[
-            Bar(round(center - 0.45 * width, 1), y.at(height), round(0.9 * width, 1), round(y.at(0) - y.at(height), 1))
-            for center, height in zip(centers, heights, strict=True)
-        ],
-        run=run,
-    )
+def bars(title: str, labels: Sequence[str], heights: list[float], run: int = 0) -> Chart:
+    """A bar per label; of many labels only every second, third, ... is shown."""
+    x = Axis(-0.5, len(labels) - 0.5, LEFT, RIGHT)
+    x.ticks = [(x.at(number), label) for number, label in enumerate(labels)][:: 1 + len(labels) // 9]
+    y = _axis([*heights, 0], BOTTOM, TOP, MaxNLocator(5, integer=True), EngFormatter(sep=""))
+    return Chart(title, "", x, y, bars=heights, run=run)
 
 
-def _axis(values: Sequence[float], start: float, end: float) -> Axis:
+def _axis(
+    values: Sequence[float], start: float, end: float, locator: MaxNLocator, label: Callable[[float], str]
+) -> Axis:
     """An axis on which all the values have room, with a little to spare where they do not begin at zero."""
     low, high = min(values), max(values)
     size = max(abs(low), abs(high))
     if high - low <= 1e-9 * size:  # all the same: in the middle
         low, high = low - (size / 2 or 1), high + (size / 2 or 1)
     spare = (high - low) / 50
-    return Axis(low - spare if low else 0, high + spare, start, end)
+    axis = Axis(low - spare if low else 0, high + spare, start, end)
+    ticks = locator.tick_values(axis.low, axis.high)
+    axis.ticks = [(axis.at(value), label(value)) for value in ticks if axis.low <= value <= axis.high]
+    return axis
 
 
 def _label(unit: str) -> Callable[[float], str]:
@@ -135,18 +134,3 @@ def _label(unit: str) -> Callable[[float], str]:
     if unit:
         return EngFormatter(unit.strip("1"), sep="\N{NARROW NO-BREAK SPACE}")
     return lambda value: f"{value:g}"
-
-
-def _curve(line: Line, x: Axis, y: Axis) -> Curve:
-    points = line.series.points
-    outline = [(point.step, point.high) for point in points] + [(point.step, point.low) for point in reversed(points)]
-
-    def positions(pairs: Iterable[tuple[int, float]]) -> str:
-        return " ".join(f"{x.at(step)},{y.at(value)}" for step, value in pairs)
-
-    return Curve(
-        line.run,
-        line.marked or len(points) == 1,
-        positions((point.step, point.mean) for point in points),
-        positions(outline) if line.series.stride > 1 else "",
-    )

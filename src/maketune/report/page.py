@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
@@ -11,35 +11,11 @@ from maketune.evaluate.figures import FIGURES
 from maketune.report import charts
 from maketune.report.charts import Chart
 from maketune.report.record import Record
-from maketune.report.series import LARGEST
+from maketune.report.series import is_number
 
 COLORS = 8
 """Runs that a page can tell apart; page.css has --series-0 to --series-7."""
-MARKS_SHOWN, COMMANDS_SHOWN = 40, 40
-
-
-class Plot(NamedTuple):
-    """A chart of the page: its title, what is measured, the unit of its axis, and metrics by their keys."""
-
-    title: str
-    measured: str
-    unit: str
-    keys: tuple[str, ...]
-
-
-PLOTS = (
-    Plot("Loss", "nats per token", "", ("loss", "eval_loss")),
-    Plot("Perplexity", "evaluation", "", ("eval_perplexity",)),
-    Plot("Learning rate", "", "", ("learning_rate",)),
-    Plot("Gradient norm", "before clipping", "", ("grad_norm",)),
-    Plot("Speed", "tokens per second", "1", ("tokens_per_second",)),
-    Plot("MFU", "share of the GPU's peak", "%", ("mfu",)),
-    Plot("Memory", "peak so far", "B", ("memory_bytes",)),
-    Plot("GPU memory", "of all processes", "B", ("gpu_memory_bytes",)),
-    Plot("GPU utilization", "percent", "1", ("gpu_utilization_percent",)),
-    Plot("GPU power", "", "W", ("gpu_power_watts",)),
-    Plot("GPU temperature", "°C", "", ("gpu_temperature_celsius",)),
-)
+COMMANDS_SHOWN = 40
 GPU_ONLY = ("MFU", "GPU")
 """How the titles of the plots begin that a run on a CPU cannot have."""
 PROVENANCE = {
@@ -73,7 +49,7 @@ def render(records: Sequence[Record]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, text=text, objects=objects, event=event)
-    plots = {plot.title: curves(plot, records) for plot in PLOTS}
+    plots = {plot.title: charts.curves(plot, records) for plot in charts.PLOTS}
     absent = [title for title, chart in plots.items() if chart is None]
     return environment.get_template("page.html.j2").render(
         records=records,
@@ -92,7 +68,7 @@ def render(records: Sequence[Record]) -> str:
 
 def number(value: Any, form: str = ",") -> str:
     """A number as text, and a dash for anything else, since the files may hold anything."""
-    return format(value, form) if _is_number(value) else "–"
+    return format(value, form) if is_number(value) else "–"
 
 
 def text(value: Any) -> str:
@@ -122,7 +98,7 @@ def headline(record: Record) -> dict[str, str]:
     """The few figures that a reader looks for first, by their titles."""
     series, before = record.history.series, _object(record.eval.get("before"))
     training = [step for step in objects(record.manifest.get("steps")) if step.get("step") == "train"]
-    seconds = sum(step["seconds"] for step in training if _is_number(step.get("seconds")))
+    seconds = sum(step["seconds"] for step in training if is_number(step.get("seconds")))
     outcome = text(training[-1].get("outcome")) if training else "done"
     perplexities = [number(scores["perplexity"], ",.2f") for scores in (before, record.eval) if "perplexity" in scores]
     figures = {
@@ -145,24 +121,12 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def curves(plot: Plot, records: Sequence[Record]) -> Chart | None:
-    """A plot of all the runs; None if none of them has its metrics."""
-    lines = [
-        charts.Line(record.history.series[key], run, marked=key.startswith("eval_"))
-        for run, record in enumerate(records)
-        for key in plot.keys
-        if key in record.history.series
-    ]
-    marks = sorted({line["step"] for record in records for line in record.history.events})[:MARKS_SHOWN]
-    return charts.curves(plot.title, plot.measured, lines, plot.unit, marks) if lines else None
-
-
 def histogram(record: Record, run: int) -> Chart | None:
     """The documents by their length in tokens."""
     bars = [
         (bar["to"], bar["documents"])
         for bar in objects(record.data.get("histogram"))
-        if _is_number(bar.get("to")) and _is_number(bar.get("documents"))
+        if is_number(bar.get("to")) and is_number(bar.get("documents"))
     ]
     title = "Documents by length in tokens"
     return charts.bars(title, [number(to) for to, _ in bars], [count for _, count in bars], run) if bars else None
@@ -192,8 +156,3 @@ def packages(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value can be written and drawn: JSON may hold NaN, and integers beyond every float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

@@ -1,8 +1,6 @@
 """The files of a run as the report reads them: nothing that stands in them can make it fail."""
 
 import collections
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ class Record:
     """The newest first, of prompt and completion."""
     sample_count: int = 0
     missing: list[str] = field(default_factory=list)
-    """A sentence for each thing that cannot be shown."""
+    """Each thing that cannot be shown, in words."""
 
     @property
     def name(self) -> str:
@@ -45,15 +43,9 @@ def read(path: Path) -> Record:
     record.data = _object(record, files.data, "data")
     record.env = _object(record, files.env, "env-verify")
     record.eval = _object(record, files.eval, "eval")
-    newest: collections.deque[dict[str, str]] = collections.deque(maxlen=SAMPLES_SHOWN)
-    for sample in _samples(files.samples):
-        record.sample_count += 1
-        newest.appendleft(sample)
-    record.samples = list(newest)
+    _read_samples(record)
     if not record.config:
         record.missing.append("no config.yaml")
-    if not record.samples:
-        record.missing.append(f"no samples.jsonl (make generate RUN={record.name})")
     if record.history.damaged:
         record.missing.append(f"{record.history.damaged:,} damaged lines of metrics.jsonl")
     if record.history.unusual:
@@ -61,37 +53,31 @@ def read(path: Path) -> Record:
     return record
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="backslashreplace") if path.is_file() else ""
+
+
 def _object(record: Record, path: Path, target: str) -> dict[str, Any]:
     """A JSON file that `make TARGET` writes."""
-    text = _text(path)
-    content = _parsed(text)
-    if not isinstance(content, dict):
-        state = f"{path.name} is damaged" if text else f"no {path.name}"
-        record.missing.append(f"{state} (make {target} RUN={record.name})")
-        return {}
-    return content
+    content = series.parse(_text(path))
+    if isinstance(content, dict):
+        return content
+    state = f"{path.name} is damaged" if path.is_file() else f"no {path.name}"
+    record.missing.append(f"{state} (make {target} RUN={record.name})")
+    return {}
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="backslashreplace")
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _samples(path: Path) -> Iterator[dict[str, str]]:
-    if path.is_file():
-        with open(path, encoding="utf-8", errors="backslashreplace") as file:
-            for line in map(_parsed, file):
-                if isinstance(line, dict):
-                    yield {key: _cut(str(line.get(key, ""))) for key in ("prompt", "completion")}
+def _read_samples(record: Record) -> None:
+    """Read the newest samples; lines that are damaged are passed over."""
+    newest: collections.deque[str] = collections.deque(maxlen=SAMPLES_SHOWN)
+    if record.files.samples.is_file():
+        with open(record.files.samples, encoding="utf-8", errors="backslashreplace") as file:
+            for record.sample_count, line in enumerate(file, 1):
+                newest.appendleft(line)
+    samples = [sample for sample in map(series.parse, newest) if isinstance(sample, dict)]
+    record.samples = [{key: _cut(str(sample.get(key, ""))) for key in ("prompt", "completion")} for sample in samples]
+    if not record.samples:
+        record.missing.append(f"no samples.jsonl (make generate RUN={record.name})")
 
 
 def _cut(text: str) -> str:

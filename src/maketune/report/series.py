@@ -1,12 +1,9 @@
 """The curves in a run's metrics.jsonl, read line by line and thinned on the way: a long run costs no more memory."""
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import orjson
+from typing import Any
 
 POINTS = 400
 """A long curve has at least this many points, and at most twice as many."""
@@ -77,37 +74,37 @@ def read(path: Path) -> History:
     """Read a metrics.jsonl; without the file the history is empty."""
     history = History()
     if path.is_file():
-        with open(path, "rb") as file:
-            for line in _objects(file, history):
-                _add(history, line)
+        with open(path, encoding="utf-8", errors="backslashreplace") as file:
+            for text in file:
+                line = parse(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int) and is_number(line["step"]):
+                    _add(history, line)
+                else:
+                    history.damaged += 1
     return history
+
+
+def parse(text: str) -> Any:
+    """What a JSON text holds; None if it is damaged."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be written and drawn: JSON may hold NaN, and integers beyond every float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _add(history: History, line: dict[str, Any]) -> None:
     if "event" in line:
-        if len(history.events) < EVENTS:
-            history.events.append(line)
+        history.events += [line][: EVENTS - len(history.events)]
         return
     for key, value in line.items():
-        if key in ("step", "time", "epoch") or not isinstance(value, int | float) or isinstance(value, bool):
+        if key in ("step", "time", "epoch"):
             continue
-        if abs(value) < LARGEST:  # false for NaN, too
+        if is_number(value):
             history.series.setdefault(key, Series()).add(line["step"], value)
-        else:
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             history.unusual += 1
-
-
-def _objects(file: BinaryIO | Iterable[bytes], history: History) -> Iterator[dict[str, Any]]:
-    for text in file:
-        try:
-            line = orjson.loads(text)
-        except ValueError:
-            try:
-                line = json.loads(text)  # it also reads NaN and Infinity
-            except (ValueError, RecursionError):
-                line = None
-        step = line.get("step") if isinstance(line, dict) else None
-        if isinstance(step, int) and not isinstance(step, bool) and abs(step) < LARGEST:
-            yield line
-        else:
-            history.damaged += 1
