@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from maketune.report.record import Record
-from maketune.report.series import Series
+from maketune.report.record import Record, objects
+from maketune.report.series import Series, is_number
 
 WIDTH, HEIGHT = 376, 182
 """Of the canvas in pixels."""
@@ -105,12 +105,17 @@ def curves(plot: Plot, records: Sequence[Record]) -> Chart | None:
     return Chart(plot.title, plot.measured, x, y, lines, marks=marks)
 
 
-def bars(title: str, labels: Sequence[str], heights: list[float], run: int = 0) -> Chart:
-    """A bar per label; of many labels only every second, third, ... is shown."""
+def histogram(record: Record, run: int) -> Chart | None:
+    """A bar per range of lengths in data.json, with every second, third, ... label if there are many."""
+    ranges = objects(record.data.get("histogram"))
+    ranges = [bar for bar in ranges if is_number(bar.get("to")) and is_number(bar.get("documents"))]
+    if not ranges:
+        return None
+    labels, counts = [f"{bar['to']:,}" for bar in ranges], [bar["documents"] for bar in ranges]
     x = Axis(-0.5, len(labels) - 0.5, LEFT, RIGHT)
     x.ticks = [(x.at(number), label) for number, label in enumerate(labels)][:: 1 + len(labels) // 9]
-    y = _axis([*heights, 0], BOTTOM, TOP, MaxNLocator(5, integer=True), EngFormatter(sep=""))
-    return Chart(title, "", x, y, bars=heights, run=run)
+    y = _axis([*counts, 0], BOTTOM, TOP, MaxNLocator(5, integer=True), EngFormatter(sep=""))
+    return Chart("Documents by length in tokens", "", x, y, bars=counts, run=run)
 
 
 def _axis(

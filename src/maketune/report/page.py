@@ -9,8 +9,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
 from maketune.evaluate.figures import FIGURES
 from maketune.report import charts
-from maketune.report.charts import Chart
-from maketune.report.record import Record
+from maketune.report.record import Record, objects
 from maketune.report.series import is_number
 
 COLORS = 8
@@ -59,7 +58,7 @@ def render(records: Sequence[Record]) -> str:
         charts=[chart for chart in plots.values() if chart],
         absent=[title for title in absent if not title.startswith(GPU_ONLY)],
         absent_on_cpu=[title for title in absent if title.startswith(GPU_ONLY)],
-        histograms=[histogram(record, run) for run, record in enumerate(records)],
+        histograms=[charts.histogram(record, run) for run, record in enumerate(records)],
         commands=[commands(record) for record in records],
         provenance=provenance(records),
         packages=packages(records),
@@ -80,11 +79,6 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(map(text, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def objects(value: Any) -> list[dict[str, Any]]:
-    """The objects in what should be a list of them."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def event(line: dict[str, Any]) -> str:
@@ -119,17 +113,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def histogram(record: Record, run: int) -> Chart | None:
-    """The documents by their length in tokens."""
-    bars = [
-        (bar["to"], bar["documents"])
-        for bar in objects(record.data.get("histogram"))
-        if is_number(bar.get("to")) and is_number(bar.get("documents"))
-    ]
-    title = "Documents by length in tokens"
-    return charts.bars(title, [number(to) for to, _ in bars], [count for _, count in bars], run) if bars else None
 
 
 def commands(record: Record) -> list[dict[str, str]]:

@@ -45,12 +45,17 @@ def read(path: Path) -> Record:
     record.eval = _object(record, files.eval, "eval")
     _read_samples(record)
     if not record.config:
-        record.missing.append("no config.yaml")
+        record.missing.append("config.yaml is missing")
     if record.history.damaged:
         record.missing.append(f"{record.history.damaged:,} damaged lines of metrics.jsonl")
     if record.history.unusual:
         record.missing.append(f"{record.history.unusual:,} values of metrics.jsonl that are not finite")
     return record
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in what should be a list of them."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _text(path: Path) -> str:
@@ -62,8 +67,8 @@ def _object(record: Record, path: Path, target: str) -> dict[str, Any]:
     content = series.parse(_text(path))
     if isinstance(content, dict):
         return content
-    state = f"{path.name} is damaged" if path.is_file() else f"no {path.name}"
-    record.missing.append(f"{state} (make {target} RUN={record.name})")
+    state = "is damaged" if path.is_file() else "is missing"
+    record.missing.append(f"{path.name} {state} (make {target} RUN={record.name})")
     return {}
 
 
@@ -77,7 +82,7 @@ def _read_samples(record: Record) -> None:
     samples = [sample for sample in map(series.parse, newest) if isinstance(sample, dict)]
     record.samples = [{key: _cut(str(sample.get(key, ""))) for key in ("prompt", "completion")} for sample in samples]
     if not record.samples:
-        record.missing.append(f"no samples.jsonl (make generate RUN={record.name})")
+        record.missing.append(f"samples.jsonl is missing (make generate RUN={record.name})")
 
 
 def _cut(text: str) -> str:
