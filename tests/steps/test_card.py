@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from maketune.core.run import Run
 from maketune.core.settings import load_config
@@ -35,7 +36,7 @@ def test_training_leaves_a_card_with_data_settings_and_figures(folder):
     text = (folder / "runs/first/model/README.md").read_text()
     scores = json.loads((folder / "runs/first/eval.json").read_text())
     data = json.loads((folder / "runs/first/data.json").read_text())
-    assert f"| perplexity | {scores['before']['perplexity']:.2f} | {scores['perplexity']:.2f} |" in text
+    assert f"| perplexity | {scores['before']['perplexity']:,.2f} | {scores['perplexity']:,.2f} |" in text
     assert f"| train | {data['train']['documents']:,} | {data['train']['tokens']:,} |" in text
     assert "max_steps: 2" in text and "commit 0123abc" in text
 
@@ -59,17 +60,17 @@ def test_its_front_matter_is_what_the_hub_reads(run):
     assert perplexity.metric_value == run.read("eval.json")["perplexity"]
 
 
-def test_the_base_models_licence_is_its_cards(run, tmp_path):
+def test_the_base_models_license_is_its_cards(run, tmp_path):
     base = tmp_path / "secret place/base"
     base.mkdir(parents=True)
     run.config.model.init, run.config.model.name = "pretrained", str(base)
-    assert "Licence of the base model: unknown" in card.text(run, "x")
+    assert "License of the base model: unknown" in card.text(run, "x")
     for damaged in ("no matter", "---\n[\n---\n", "---\nlicense: [a]\n---\n", "---\n- a\n---\n"):
         (base / "README.md").write_text(damaged)
-        assert "Licence of the base model: unknown" in card.text(run, "x")
+        assert "License of the base model: unknown" in card.text(run, "x")
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# base\n")
     text = card.text(run, "x")
-    assert "Licence of the base model: apache-2.0" in text and "\nlicense: apache-2.0\n" in text
+    assert "License of the base model: apache-2.0" in text and "\nlicense: apache-2.0\n" in text
     assert "base, fine-tuned" in text and "secret place" not in text
 
 
@@ -98,15 +99,12 @@ def test_a_path_stays_on_this_machine(run):
     assert r"my \<b\>\`texts\`.csv" in text
 
 
-def test_several_texts_are_named_each_by_its_last_part(run):
-    run.config.data.path = ["/home/me/a.txt", "/home/me/texts/", "b c.csv"]
-    run.config.data.test_path = ["/home/me/judged.txt", "/home/me/more.txt"]
+def test_several_files_are_named_without_their_folders(run):
+    run.config.data.path = [f"/home/me/{number}.csv" for number in range(8)]
+    run.config.data.test_path = ["/home/me/test.csv"]
     text = card.text(run, "x")
-    assert "trained on a.txt, texts, b c.csv with maketune" in text and "/home/me" not in text
-    assert "  path:\n  - a.txt\n  - texts\n  - b c.csv\n" in text
-    assert "  test_path:\n  - judged.txt\n  - more.txt\n" in text
-    run.config.data.path += ["d.txt", "e.txt"]
-    assert "trained on a.txt, texts, b c.csv and 2 more with maketune" in card.text(run, "x")
+    assert "on 0.csv, 1.csv, 2.csv, 3.csv, 4.csv, and 3 more with" in text
+    assert "test_path: test.csv" in text and "/home/me" not in text
 
 
 @pytest.mark.parametrize("given", ["as DATA", "in the config"])
@@ -195,17 +193,24 @@ def test_publishing_pushes_the_model_privately_in_one_commit(hub, capsys, folder
 
 def test_nothing_goes_to_a_public_repository_unless_that_is_said(hub):
     hub.private = False
-    with pytest.raises(UserError, match="there already, and public"):
+    with pytest.raises(UserError, match="exists already and is public"):
         publish.publish("first", "owner/name", public=False)
     assert [call[0] for call in hub.calls] == ["create"]
     publish.publish("first", "owner/name", public=True)
     assert hub.calls[-2:][0] == ("create", "owner/name", False)
 
 
-def test_without_a_network_it_says_so(hub):
-    hub.error = ConnectionError("cannot reach it")
+@pytest.mark.parametrize("error", [ConnectionError, HTTPError])
+def test_without_a_network_it_says_so(hub, error):
+    hub.error = error("cannot reach it")
     with pytest.raises(Unfit, match="cannot reach it"):
         publish.publish("first", "owner/name", public=False)
+
+
+def test_a_name_that_the_hub_does_not_take_is_the_users_error(hub):
+    hub.error = HFValidationError("too long")
+    with pytest.raises(UserError, match="too long"):
+        publish.publish("first", "owner/" + "x" * 100, public=False)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from maketune.report import page, pictures, series, view
+from maketune.report import charts, page, record, series
+from maketune_common.contract import RunDirectory
 from support import browser, workspace
 
 EVIL = """</style></pre></textarea>--><script>document.title = "broken"</script>
@@ -63,7 +65,7 @@ def write_run(folder, name, evil="", steps=60):
 
 
 def rendered(*runs):
-    return page.render([view.view(run) for run in runs])
+    return page.render([record.read(run) for run in runs])
 
 
 def report(folder, *names):
@@ -93,7 +95,7 @@ def test_a_browser_shows_it_whole_and_asks_for_nothing(chromium, tmp_path, names
         assert 0.02 < browser.ink(picture) < 0.5
         background = tab.value("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(21, 24, 28)" if dark else "rgb(255, 255, 255)")
-        drawn = tab.value("getComputedStyle(document.querySelector('figure svg path[style*=\"--series-0\"]')).stroke")
+        drawn = tab.value("getComputedStyle(document.querySelector('figure svg .line')).stroke")
         assert drawn == ("rgb(116, 169, 255)" if dark else "rgb(40, 102, 196)")
 
 
@@ -146,8 +148,8 @@ def test_a_thing_that_is_missing_is_left_out_with_what_makes_it(tmp_path):
         "no config.yaml",
     ):
         assert said in text
-    assert "MFU, GPU memory, GPU utilisation, GPU power, GPU temperature (recorded on a GPU alone)" in text
-    assert "Learning rate" in text.partition("Not drawn")[2]
+    assert "Only recorded on a GPU: MFU, GPU memory, GPU utilization, GPU power, GPU temperature" in text
+    assert "Learning rate" in text.partition("Not in metrics.jsonl")[2]
 
 
 @pytest.mark.parametrize("name", ["eval.json", "data.json", "manifest.json", "env.json", "samples.jsonl"])
@@ -165,6 +167,21 @@ def test_values_of_the_wrong_kind_do_not_stop_it(tmp_path):
         for wrong in (None, "x", 7, [1, None], {"a": [2]}, True):
             (run / name).write_text(json.dumps(dict.fromkeys(content, wrong)))
             assert 'id="environment"' in rendered(run)
+    (run / "eval.json").write_text(json.dumps({"perplexity": 10**400, "loss": float("nan"), "before": {"loss": 1}}))
+    assert "1.0000 –" in " ".join(browser.words(rendered(run)).split())
+
+
+@pytest.mark.parametrize("values", [(0, 0), (7, 7), (-3, -3), (1, 1 + 1e-15), (5e-324, 0), (-1e99, 1e99)])
+def test_curves_of_any_values_stay_on_the_canvas(values):
+    odd = series.Series()
+    for step, value in enumerate(values):
+        odd.add(step, value)
+    run = record.Record(RunDirectory(Path("a")), series.History({"loss": odd}))
+    for unit in ("", "1", "%"):
+        chart = charts.curves(charts.Plot("Loss", "", unit, ("loss",)), [run])
+        for point in odd.points:
+            assert charts.LEFT <= chart.x.at(point.step) <= charts.RIGHT
+            assert charts.TOP <= chart.y.at(point.mean) <= charts.BOTTOM
 
 
 def test_the_table_shows_before_and_after_with_the_interval(tmp_path):
@@ -180,22 +197,23 @@ def test_a_long_run_is_thinned_without_losing_its_range():
     for step in range(1, 100_001):
         thinned.add(step, 1000.0 if step == 54_321 else step % 2)
     assert series.POINTS <= len(thinned.points) <= 2 * series.POINTS
-    assert max(point[4] for point in thinned.points) == 1000
-    assert min(point[3] for point in thinned.points) == 0
-    assert sum(point[2] for point in thinned.points) == 100_000
-    assert sum(point[1] for point in thinned.points) == 50_000 - 1 + 1000
-    assert [point[0] for point in thinned.points] == list(range(1, 100_001, thinned.stride))
-    assert len(pictures.curves("Loss", [pictures.Line(thinned, 0)])) < 80_000
+    assert max(point.high for point in thinned.points) == 1000
+    assert min(point.low for point in thinned.points) == 0
+    assert sum(point.count for point in thinned.points) == 100_000
+    assert sum(point.total for point in thinned.points) == 50_000 - 1 + 1000
+    assert [point.step for point in thinned.points] == list(range(1, 100_001, thinned.stride))
+    assert len(page.render([record.Record(RunDirectory(Path("a")), series.History({"loss": thinned}))])) < 80_000
 
 
 def test_odd_lines_of_the_metrics_are_counted_not_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.5, "grad_norm": Infinity}\n'
-        '{"step": "3", "loss": 9}\n[]\n{"step": 3, "loss": "<b>", "flag": true}\n{"step": 4, "lo'
+        '{"step": "3", "loss": 9}\n[]\n{"step": 3, "loss": "<b>", "flag": true}\n'
+        f'{{"step": 4, "loss": 1{"0" * 400}, "mfu": 1e300}}\n{{"step": 1{"0" * 400}, "loss": 1}}\n{{"step": 5, "lo'
     )
     history = series.read(tmp_path / "metrics.jsonl")
-    assert {key: each.means for key, each in history.series.items()} == {"loss": [1.5]}
-    assert (history.damaged, history.unusual) == (3, 2)
+    assert {key: [point.mean for point in metric.points] for key, metric in history.series.items()} == {"loss": [1.5]}
+    assert (history.damaged, history.unusual) == (4, 4)
 
 
 def test_the_verb_writes_a_page_for_one_or_several_and_nothing_else(tmp_path):

@@ -1,4 +1,4 @@
-"""Headless Chromium, spoken to through its DevTools pipe: what a page asks for, complains of and looks like."""
+"""Headless Chromium, driven through its DevTools pipe: what a page requests, reports as errors and looks like."""
 
 import base64
 import fcntl
@@ -43,7 +43,7 @@ class Page:
         return answer["result"]
 
     def open(self, path: Path, width: int, dark: bool = False) -> None:
-        """Load a file at a width of so many CSS pixels, and wait until it has loaded."""
+        """Load a file at a width in CSS pixels, and wait until it has loaded."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.ask("Emulation.setEmulatedMedia", features=scheme)
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
@@ -56,7 +56,7 @@ class Page:
         return [event["params"] for event in self.events if event.get("method") in methods]
 
     def requests(self) -> list[str]:
-        return [each["request"]["url"] for each in self.said("Network.requestWillBeSent")]
+        return [event["request"]["url"] for event in self.said("Network.requestWillBeSent")]
 
     def complaints(self) -> list[dict]:
         return self.said("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
@@ -71,7 +71,7 @@ class Page:
 
 @contextmanager
 def page(chromium: str):
-    """A page in a browser of its own, ended at the end."""
+    """A page in a new browser, which is ended afterwards."""
     to_browser, from_browser = os.pipe(), os.pipe()
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser[0], from_browser[1])]
     os.close(to_browser[0])
@@ -112,7 +112,7 @@ def page(chromium: str):
 
 
 def ink(png: bytes) -> float:
-    """The share of a PNG's pixels that are not its background's, which is the commonest colour."""
+    """The share of a PNG's pixels that are not its background's, the most frequent color."""
     import io
 
     import numpy as np
@@ -123,5 +123,5 @@ def ink(png: bytes) -> float:
 
 
 def words(markup: str) -> str:
-    """A page's text: no tags."""
+    """A page's text without tags."""
     return re.sub(r"<[^>]+>", " ", markup)

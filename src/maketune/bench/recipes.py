@@ -1,8 +1,9 @@
-"""A recipe's training in a process of its own: python -m maketune.bench.recipes NAME, in a folder with size.json.
+"""The recipes that bench compares, each run in its own process: python -m maketune.bench.recipes NAME.
 
-guide: the usual fine-tuning script, each sample padded to the context, 4 sequences at once, gradients accumulated.
-packed: its usual improvement, samples joined with EOS and cut at the context. maketune: this project with its defaults.
-All train a new GPT-2 of the same size on the same text; steps.json then holds [time, real tokens, peak bytes] a step.
+guide: the usual fine-tuning script; every sample is padded to the context length, micro-batches of 4 sequences.
+packed: its usual improvement; samples are joined with EOS and cut at the context length.
+maketune: this project with its defaults.
+All train a new GPT-2 of the size in size.json on the same text, and write a `Step` per optimizer step to steps.json.
 """
 
 import itertools
@@ -11,14 +12,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from maketune_common import contract
 
 TEXT, TOKENIZER = "../text.txt", "../tokenizer"
 
 
 @dataclass
 class Size:
-    """What is trained: the model's shape, sequences a step of `context` tokens, optimizer steps."""
+    """The model's shape, the sequences per batch, their length in tokens (`context`), and the optimizer steps."""
 
     layers: int
     width: int
@@ -29,8 +32,16 @@ class Size:
     steps: int
 
 
-def maketune(size: Size) -> list[list[float]]:
-    """The verbs data and train, as users call them; the figures are metrics.jsonl's."""
+class Step(NamedTuple):
+    """An optimizer step: the Unix time of its end, its tokens without padding, and the peak memory so far."""
+
+    ended: float
+    real_tokens: float
+    peak_bytes: int
+
+
+def maketune(size: Size) -> list[Step]:
+    """The verbs data and train, as users call them; the figures come from metrics.jsonl."""
     from maketune.data import step as data
     from maketune.train import step as train
 
@@ -44,16 +55,17 @@ def maketune(size: Size) -> list[list[float]]:
     Path("config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     data.prepare([])
     train.train([])
-    lines = [json.loads(line) for line in Path("runs/bench/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if "loss" in line]
-    before = [0, *(line["tokens"] for line in lines)]
+    metrics = contract.RunDirectory(contract.RUNS / contract.told().run).metrics
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [{"tokens": 0}, *(line for line in lines if "loss" in line)]
     return [
-        [line["time"], line["tokens"] - done, line["memory_bytes"]] for line, done in zip(lines, before, strict=False)
+        Step(line["time"], line["tokens"] - before["tokens"], line["memory_bytes"])
+        for before, line in itertools.pairwise(lines)
     ]
 
 
-def usual(size: Size, packed: bool) -> list[list[float]]:
-    """Transformers' Trainer as scripts use it."""
+def usual(size: Size, packed: bool) -> list[Step]:
+    """The Trainer of transformers, as scripts use it."""
     import torch
     from datasets import Dataset
     from transformers import (
@@ -74,7 +86,7 @@ def usual(size: Size, packed: bool) -> list[list[float]]:
         return tokenizer(samples["text"], truncation=True, max_length=size.context, padding="max_length")
 
     def pack(samples: dict[str, list[str]]) -> dict[str, Any]:
-        ids = list(itertools.chain(*([*each, tokenizer.eos_token_id] for each in tokenizer(samples["text"]).input_ids)))
+        ids = list(itertools.chain(*([*text, tokenizer.eos_token_id] for text in tokenizer(samples["text"]).input_ids)))
         rows = [ids[i : i + size.context] for i in range(0, len(ids) - size.context + 1, size.context)]
         return {"input_ids": rows, "labels": rows}
 
@@ -82,7 +94,7 @@ def usual(size: Size, packed: bool) -> list[list[float]]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            steps.append([time.time(), size.batch * size.context * share, memory_bytes()])
+            steps.append(Step(time.time(), size.batch * size.context * share, memory_bytes()))
 
     torch.manual_seed(0)
     device = choose_device().value
@@ -91,18 +103,18 @@ def usual(size: Size, packed: bool) -> list[list[float]]:
     tokenizer.pad_token = tokenizer.eos_token
     texts = Dataset.from_dict({"text": Path(TEXT).read_text(encoding="utf-8").splitlines()})
     rows = texts.map(pack if packed else pad, batched=True, remove_columns=["text"])
-    # Of the whole text: a few steps draw few samples, and their lengths vary tenfold.
+    # The share of real tokens in the whole text: the samples of a few steps are too few, their lengths vary tenfold.
     share = 1.0 if packed else float(sum(map(sum, rows["attention_mask"]))) / len(rows) / size.context
-    steps: list[list[float]] = []
+    steps: list[Step] = []
     shape = {"n_layer": size.layers, "n_embd": size.width, "n_head": size.heads, "n_positions": size.context}
-    at_once = min(4, size.batch)
+    micro_batch = min(4, size.batch)
     trainer = Trainer(
         model=GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)),
         args=TrainingArguments(
             output_dir="trainer",
             max_steps=size.steps,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=size.batch // at_once,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=size.batch // micro_batch,
             learning_rate=5e-5,
             weight_decay=0.01,
             bf16=precision == "bf16",
@@ -127,5 +139,5 @@ RECIPES = {
 }
 
 if __name__ == "__main__":
-    wanted = Size(**json.loads(Path("size.json").read_text(encoding="utf-8")))
-    Path("steps.json").write_text(json.dumps(RECIPES[sys.argv[1]](wanted)), encoding="utf-8")
+    trained = RECIPES[sys.argv[1]](Size(**json.loads(Path("size.json").read_text(encoding="utf-8"))))
+    Path("steps.json").write_text(json.dumps(trained), encoding="utf-8")

@@ -1,10 +1,11 @@
-"""The bench verb: what this project does on this machine against the usual scripts, in one call."""
+"""The bench verb: what this project does on this machine, compared with the usual scripts."""
 
 
 def bench(arguments: list[str]) -> None:
-    """`data ...` measures reading and tokenizing, anything else training. Nothing of it stays on the disk."""
+    """Measure reading and tokenizing for `data ...`, and else training. Nothing of it stays on the disk."""
+    from maketune.bench import data, training
+
     if arguments[:1] == ["data"]:
-        from maketune.bench import data as subject
+        data.run(arguments[1:])
     else:
-        from maketune.bench import training as subject
-    subject.run(arguments[1:] if arguments[:1] == ["data"] else arguments)
+        training.run(arguments)

@@ -13,11 +13,10 @@ from typing import Any
 
 import yaml
 
-from maketune_common import __version__
 from maketune.core.config import Config
 from maketune.core.files import write_whole
 from maketune.core.settings import differences, load_config
-from maketune_common import contract
+from maketune_common import __version__, contract
 from maketune_common.errors import Stopped, UserError
 
 

@@ -1,94 +1,110 @@
-"""A run's curves out of metrics.jsonl: read line by line, thinned as they come, so that length costs no memory."""
+"""The curves in a run's metrics.jsonl, read line by line and thinned on the way: a long run costs no more memory."""
 
 import json
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 POINTS = 400
-"""A curve has at least as many, once there are as many steps, and less than twice as many."""
+"""A long curve has at least this many points, and at most twice as many."""
 EVENTS = 200
+LARGEST = 1e100
+"""Larger values are not drawn: their sum could overflow."""
+
+
+@dataclass(slots=True)
+class Point:
+    """Neighboring values of a series: the first one's step, their sum and number, the lowest and the highest."""
+
+    step: int
+    total: float
+    count: int
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        """The values' mean."""
+        return self.total / self.count
+
+    def merge(self, other: "Point") -> None:
+        """Take in the values of the point after this one."""
+        self.total += other.total
+        self.count += other.count
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
 
 @dataclass
 class Series:
-    """One figure over the steps. Each point stands for `stride` values: the first step, the sum, the extremes."""
+    """One metric over the steps; each point stands for `stride` values."""
 
     stride: int = 1
-    points: list[list[float]] = field(default_factory=list)
-    """step, sum, count, lowest, highest"""
-    last: float = math.nan
+    points: list[Point] = field(default_factory=list)
+    last: float = 0.0
+    """The newest value."""
 
     def add(self, step: int, value: float) -> None:
-        """Take a value in; when there are too many points, each two become one."""
+        """Append a value; when there are too many points, merge them in pairs."""
         self.last = value
-        if self.points and self.points[-1][2] < self.stride:
-            point = self.points[-1]
-            point[1:] = [point[1] + value, point[2] + 1, min(point[3], value), max(point[4], value)]
+        point = Point(step, value, 1, value, value)
+        if self.points and self.points[-1].count < self.stride:
+            self.points[-1].merge(point)
             return
         if len(self.points) == 2 * POINTS:
+            for left, right in zip(self.points[::2], self.points[1::2], strict=True):
+                left.merge(right)
+            del self.points[1::2]
             self.stride *= 2
-            pairs = zip(self.points[::2], self.points[1::2], strict=True)
-            self.points = [[a[0], a[1] + b[1], a[2] + b[2], min(a[3], b[3]), max(a[4], b[4])] for a, b in pairs]
-        self.points.append([step, value, 1, value, value])
-
-    @property
-    def means(self) -> list[float]:
-        """Each point's mean."""
-        return [point[1] / point[2] for point in self.points]
+        self.points.append(point)
 
 
 @dataclass
 class History:
-    """All of metrics.jsonl: the series by key, the first events, and what there was no use for."""
+    """What metrics.jsonl holds: a series per metric, the first events, and how much was left out."""
 
     series: dict[str, Series] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
-    event_count: int = 0
     damaged: int = 0
-    """Lines that are no JSON object with a step."""
+    """Lines that are not a JSON object with a step."""
     unusual: int = 0
-    """Values that are not finite."""
+    """Values that are not finite, or too large to draw."""
 
 
 def read(path: Path) -> History:
-    """The history in a metrics.jsonl; empty where there is no file."""
+    """Read a metrics.jsonl; without the file the history is empty."""
     history = History()
-    if not path.is_file():
-        return history
-    with open(path, "rb") as file:
-        for line in _objects(file, history):
-            step = line.pop("step")
-            if "event" in line:
-                history.event_count += 1
-                if len(history.events) < EVENTS:
-                    history.events.append({"step": step, **line})
-                continue
-            for key, value in line.items():
-                if isinstance(value, bool) or not isinstance(value, int | float) or key in ("time", "epoch"):
-                    continue
-                if math.isfinite(value):
-                    history.series.setdefault(key, Series()).add(step, value)
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="backslashreplace") as file:
+            for text in file:
+                line = parse(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int) and is_number(line["step"]):
+                    _add(history, line)
                 else:
-                    history.unusual += 1
+                    history.damaged += 1
     return history
 
 
-def _objects(lines: Any, history: History) -> Iterator[dict[str, Any]]:
-    for text in lines:
-        try:
-            line = orjson.loads(text)
-        except ValueError:
-            try:
-                line = json.loads(text)  # it knows NaN and Infinity
-            except (ValueError, RecursionError):
-                line = None
-        step = line.get("step") if isinstance(line, dict) else None
-        if isinstance(step, int) and not isinstance(step, bool):
-            yield line
-        else:
-            history.damaged += 1
+def parse(text: str) -> Any:
+    """What a JSON text holds; None if it is damaged."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be written and drawn: JSON may hold NaN, and integers beyond every float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _add(history: History, line: dict[str, Any]) -> None:
+    if "event" in line:
+        history.events += [line][: EVENTS - len(history.events)]
+        return
+    for key, value in line.items():
+        if key in ("step", "time", "epoch"):
+            continue
+        if is_number(value):
+            history.series.setdefault(key, Series()).add(line["step"], value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            history.unusual += 1
