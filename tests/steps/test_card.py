@@ -123,7 +123,7 @@ def test_several_texts_train_to_a_model_and_once_more(folder, given):
         assert done.returncode == 0, done.stderr
         assert "note: the model card" not in done.stderr
     text = (folder / "runs" / given / "model/README.md").read_text()
-    assert "trained on a.txt, b.csv with maketune" in text and "| perplexity |" in text
+    assert "on a.txt, b.csv with" in text and "| perplexity |" in text
     assert "  path:\n  - a.txt\n  - b.csv\n" in text
     assert ("  test_path:\n  - judged.txt\n  - more.txt\n" in text) == (given == "in the config")
 
