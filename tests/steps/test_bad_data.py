@@ -1,6 +1,6 @@
 """Inputs that cannot be used: each is named with its place and what to do, and leaves nothing behind."""
 
-# ruff: noqa: E501 a case a line
+# ruff: noqa: E501 one case per line
 import bz2
 import gzip
 import io
@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from maketune.core.config import DataConfig
-from maketune.data import read
+from maketune.data import corpus
 from maketune.data import step as data
 from maketune.data.problems import Problems
 from maketune_common.errors import UserError
@@ -49,21 +49,21 @@ BAD = [  # file, content, what the message holds, what the hint holds, settings
     ("a.txt", "plain text".encode("utf-16-le"), "{}:1:2: a NUL byte (byte 1 of the file), in 'p\\x00l", "iconv -f UTF-16LE", ()),
     ("a.txt", "plain text".encode("utf-16-be"), "{}:1:1: a NUL byte (byte 0", "iconv -f UTF-16BE", ()),
     ("a.txt", b"fine\nthis one is n\0t\n", "{}:2:14: a NUL byte (byte 18 of the file)", "on_error=skip", ()),
-    ("a.txt", b"one\nn\0\n", "{}:2:2: a NUL byte", "text file", ("data.on_error=replace",)),
+    ("a.txt", b"one\nn\0\n", "{}:2:2: a NUL byte", "binary", ("data.on_error=replace",)),
     ("a.txt", b"one\n\x1b[31m\xff" + b"y" * 90, "'\\x1b[31m\\\\xff" + "y" * 51 + "'...", "iconv", ()),
     ("a.txt", b"x" * 300, "{}:1:1: a document or row of at least 300 bytes", "max_document_bytes=512", ("data.max_document_bytes=100",)),
     ("a.txt", b"a\nb\n" * 60, "{}:1:1: a document or row of at least", "max_document_bytes", ("data.max_document_bytes=100", "data.sample_by=document")),
     ("a.txt", b"\n\na\nb" * 1 + b"\nc" * 60, "{}:3:1: a document or row", "max_document_bytes", ("data.max_document_bytes=40", "data.sample_by=paragraph")),
-    ("a.txt", b"", "no text in it", "a line", ()),
-    ("a.txt", b"\n \n\t\r\n\xe2\x80\x83\n", "no text in it (4 empty)", "a line", ()),
-    ("a.txt", b"\xef\xbb\xbf", "no text in it", "a line", ()),
-    ("a.txt", b"\xff\n\xfe\n", "no text in it (2 invalid_utf8)", "a line", (SKIP,)),
-    ("a.txt", b"only one\n", "one document only", "break the text", ()),
-    ("a.txt", b"copy\ncopy\n", "one document only", "break the text", ()),
-    ("a.txt", b"two\nlines\n", "one document only", "break the text", ("data.sample_by=document",)),
-    ("a.csv", b"id,txt\n1,x\n", "{}:1:1: no column 'text'; those there are: id, txt (nearest: txt)", "text_column=txt", ()),
-    ("a.csv", b"id;text\n1;x\n", "{}:1:1: its fields are separated by ';', not ','", "data.delimiter=", ()),
-    ("a.tsv", b"id,text\n1,x\n", "{}:1:1: its fields are separated by ','", "data.delimiter=", ()),
+    ("a.txt", b"", "no text in it", "per line", ()),
+    ("a.txt", b"\n \n\t\r\n\xe2\x80\x83\n", "no text in it (4 empty)", "per line", ()),
+    ("a.txt", b"\xef\xbb\xbf", "no text in it", "per line", ()),
+    ("a.txt", b"\xff\n\xfe\n", "no text in it (2 invalid_utf8)", "per line", (SKIP,)),
+    ("a.txt", b"only one\n", "only one document", "break the text", ()),
+    ("a.txt", b"copy\ncopy\n", "only one document", "break the text", ()),
+    ("a.txt", b"two\nlines\n", "only one document", "break the text", ("data.sample_by=document",)),
+    ("a.csv", b"id,txt\n1,x\n", "{}:1:1: no column 'text'; the columns are: id, txt (nearest: txt)", "text_column=txt", ()),
+    ("a.csv", b"id;text\n1;x\n", "{}:1:1: the fields are separated by ';', not ','", "data.delimiter=", ()),
+    ("a.tsv", b"id,text\n1,x\n", "{}:1:1: the fields are separated by ','", "data.delimiter=", ()),
     ("a.csv", b"text,text\n1,x\n", "{}:1:1: two columns are named 'text'", "rename", ()),
     ("a.csv", b"a,a,text\n1,x,y\n", "{}:1:1: two columns are named 'a'", "rename", ("data.template={a} {text}",)),
     ("a.csv", b"id,text\n1,x,y\n", "{}:2:1: 3 fields where the header has 2, in '1,x,y'", "quote", ()),
@@ -73,45 +73,45 @@ BAD = [  # file, content, what the message holds, what the hint holds, settings
     ("a.csv", b'text\n"' + b"x\n" * 99, "{}:2:1: not valid CSV: field larger than field limit (90)", "quote", ("data.max_document_bytes=90",)),
     ("a.csv", b"text\n\xe9t\xe9\n", "{}:2:1: byte 0xe9", "iconv", ()),
     ("a.csv", b"title,text\na,b\n", "{}:1:1: no column 'titel'", "text_column=title", ("data.template={titel}",)),
-    ("a.jsonl", b'{"text": "a\n', "{}:1:10: not valid JSON: Unterminated string", "a line", ()),
-    ("a.jsonl", b'{"text": "x"}\n{"text": }\n', "{}:2:10: not valid JSON: Expecting value, in '{\"text\": }'", "a line", ()),
-    ("a.jsonl", b"[" * 5000, "{}:1:1: not valid JSON: nested too deeply", "a line", ()),
+    ("a.jsonl", b'{"text": "a\n', "{}:1:10: not valid JSON: Unterminated string", "each line", ()),
+    ("a.jsonl", b'{"text": "x"}\n{"text": }\n', "{}:2:10: not valid JSON: Expecting value, in '{\"text\": }'", "each line", ()),
+    ("a.jsonl", b"[" * 5000, "{}:1:1: not valid JSON: nested too deeply", "each line", ()),
     ("a.jsonl", b'[\n{"text": "x"},\n', "{}:1:2: not valid JSON", "data.format=json", ()),
-    ("a.jsonl", b"[1]\n", "{}:1:1: list where an object is wanted, in '[1]'", "text", ()),
-    ("a.jsonl", b'"text"\n', "{}:1:1: str where an object is wanted", "text", ()),
-    ("a.jsonl", b'{"txt": "x"}\n', "{}:1:1: no column 'text'; those there are: txt", "text_column=txt", ()),
+    ("a.jsonl", b"[1]\n", "{}:1:1: list instead of an object, in '[1]'", "text", ()),
+    ("a.jsonl", b'"text"\n', "{}:1:1: str instead of an object", "text", ()),
+    ("a.jsonl", b'{"txt": "x"}\n', "{}:1:1: no column 'text'; the columns are: txt", "text_column=txt", ()),
     ("a.jsonl", b'{"text": null}\n', "{}:1:1: 'text' is null, not a text", "quotes", ()),
     ("a.jsonl", b'{"text": 5}\n', "{}:1:1: 'text' is '5', not a text", "quotes", ()),
-    ("a.jsonl", b'{"a": ["x"]}\n', "{}:1:1: 'a' is \"['x']\", not a text", "drop the row", ("data.template={a}",)),
-    ("a.jsonl", b'{"text": "\\ud800 x"}\n', "{}:1:1: 'text' holds half a surrogate pair", "letter", ()),
-    ("a.jsonl", b'{"text": "a\\u0000b"}\n', "{}:1:1: 'text' holds a NUL", "take it out", ()),
+    ("a.jsonl", b'{"a": ["x"]}\n', "{}:1:1: 'a' is \"['x']\", not a text", "delete the row", ("data.template={a}",)),
+    ("a.jsonl", b'{"text": "\\ud800 x"}\n', "{}:1:1: 'text' contains an unpaired UTF-16 surrogate", "re-export", ()),
+    ("a.jsonl", b'{"text": "a\\u0000b"}\n', "{}:1:1: 'text' contains a NUL", "remove it", ()),
     ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "{}:2:11: byte 0xe9 is not UTF-8 (byte 24 of the file)", "iconv", ()),
     ("a.jsonl", b'{"text": "%s"}' % (b"x" * 200), "{}:1:1: a document or row of at least 212 bytes", "256", ("data.max_document_bytes=90",)),
-    ("a.json", b'{"text": "x"}\n', "{}:1:1: not valid JSON: no list, in", "data.format=jsonl", ()),
+    ("a.json", b'{"text": "x"}\n', "{}:1:1: not valid JSON: not a list, in", "data.format=jsonl", ()),
     ("a.json", b'[{"text": "x"},\n {"text" "y"}]', "{}:2:10: not valid JSON: Expecting ':' delimiter", "list", ()),
-    ("a.json", b'[{"text": "x"}\n', "{}:2:1: not valid JSON: the file ends within the list", "list", ()),
+    ("a.json", b'[{"text": "x"}\n', "{}:2:1: not valid JSON: the file ends inside the list", "list", ()),
     ("a.json", b'[{"text": "x"}, {"text": "y', "{}:1:26: not valid JSON: Unterminated string", "list", ()),
     ("a.json", b'[{"text": "x"}] trailing', "{}:1:17: not valid JSON: something follows the list", "one list", ()),
     ("a.json", b'["x" "y"]', "{}:1:6: not valid JSON: a comma or ] is missing", "list", ()),
-    ("a.json", b'["x", 5]', "{}:1:7: int where an object is wanted", "text", ()),
-    ("a.json", b'["x", ""]', "one document only", "break", ()),
-    ("a.parquet", parquet(txt=["a"]), "{}: no column 'text'; those there are: txt", "text_column=txt", ()),
-    ("a.parquet", parquet(text=["a", None]), "{}: row 2: 'text' is null", "drop", ()),
+    ("a.json", b'["x", 5]', "{}:1:7: int instead of an object", "text", ()),
+    ("a.json", b'["x", ""]', "only one document", "break", ()),
+    ("a.parquet", parquet(txt=["a"]), "{}: no column 'text'; the columns are: txt", "text_column=txt", ()),
+    ("a.parquet", parquet(text=["a", None]), "{}: row 2: 'text' is null", "delete", ()),
     ("a.parquet", parquet(text=[1, 2]), "{}: row 1: 'text' is '1', not a text", "quotes", ()),
-    ("a.parquet", parquet(text=["a"] * 9)[:-9], "{}: not a whole Parquet file", "anew", ()),
-    ("a.parquet", b"", "{}: not a whole Parquet file", "anew", ()),
-    ("a.parquet", MANY, "{}: not a whole Parquet file", "anew", ()),
-    ("a.arrow", MANY, "{}: not a whole Arrow file", "anew", ()),
-    ("a.arrow", arrow(pa.table({"text": ["a" * 99] * 99}))[:600], "{}: not a whole Arrow file", "anew", ()),
-    ("a.arrow", arrow(pa.table({"text": BROKEN})), "{}: row 2, byte 2: 'text' holds byte 0xff, which is not UTF-8", "mend", ()),
-    ("a.txt.gz", gzip.compress(MANY)[:-20], "{}: the archive is cut off", "gzip -t", ()),
-    ("a.txt.bz2", bz2.compress(MANY)[:-20], "{}: the archive is cut off", "bzip2 -t", ()),
-    ("a.txt.xz", lzma.compress(MANY)[:-20], "{}: the archive is cut off", "xz -t", ()),
-    ("a.txt.zst", zstandard.compress(MANY)[:-20], "{}: the archive is cut off", "zstd -t", ()),
+    ("a.parquet", parquet(text=["a"] * 9)[:-9], "{}: not a complete Parquet file", "again", ()),
+    ("a.parquet", b"", "{}: not a complete Parquet file", "again", ()),
+    ("a.parquet", MANY, "{}: not a complete Parquet file", "again", ()),
+    ("a.arrow", MANY, "{}: not a complete Arrow file", "again", ()),
+    ("a.arrow", arrow(pa.table({"text": ["a" * 99] * 99}))[:600], "{}: not a complete Arrow file", "again", ()),
+    ("a.arrow", arrow(pa.table({"text": BROKEN})), "{}: row 2, byte 2: 'text' contains byte 0xff, which is not UTF-8", "re-export", ()),
+    ("a.txt.gz", gzip.compress(MANY)[:-20], "{}: the archive is truncated", "gzip -t", ()),
+    ("a.txt.bz2", bz2.compress(MANY)[:-20], "{}: the archive is truncated", "bzip2 -t", ()),
+    ("a.txt.xz", lzma.compress(MANY)[:-20], "{}: the archive is truncated", "xz -t", ()),
+    ("a.txt.zst", zstandard.compress(MANY)[:-20], "{}: the archive is truncated", "zstd -t", ()),
     ("a.txt.gz", MANY, "{}: the archive is damaged", "gzip -t", ()),
     ("a.txt.zst", MANY, "{}: the archive is damaged", "zstd -t", ()),
     ("a.jsonl.xz", lzma.compress(MANY)[:99] + b"x" * 99, "{}: the archive is", "xz -t", ()),
-    ("a.parquet.gz", gzip.compress(parquet(text=["a"]))[:-20], "{}: the archive is cut off", "gzip -t", ()),
+    ("a.parquet.gz", gzip.compress(parquet(text=["a"]))[:-20], "{}: the archive is truncated", "gzip -t", ()),
     ("a.docx", b"PK", "{}: cannot read this kind of file", ".parquet", ()),
     ("a.gz", gzip.compress(MANY), "{}: cannot read this kind of file", "data.format", ()),
     ("folder/a.pdf", b"x", "folder: a folder without texts", ".txt", ("data.path=folder",)),
@@ -192,5 +192,5 @@ def test_with_on_error_replace_what_is_no_utf8_becomes_the_replacement_character
     assert prepared["train"]["documents"] + prepared["test"]["documents"] == 2
     assert prepared["dropped"] == {}
     assert prepared["problems"]["replaced"]["count"] == 1
-    found = read.documents(DataConfig(path=name, on_error="replace"), Problems())
+    found = corpus.documents(DataConfig(path=name, on_error="replace"), Problems())
     assert "b\ufffdd" in list(found)

@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maketune.core.config import Config
-from maketune.data import bpe, pack, store
-from maketune.data import split as survey
+from maketune.data import bpe, pack, split, store
 from maketune.data import step as data
 from maketune.data import tokenize as tokens
 from maketune.data.rows import Rows
@@ -29,14 +28,9 @@ def tokenizer():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """So that few documents make many chunks, batches, windows and shards."""
+    """So that few documents make many batches and windows, and their hashes are memory-mapped."""
     monkeypatch.chdir(tmp_path)
-    for module, name, value in (
-        (survey, "CHUNK", 3),
-        (data, "BATCH_LETTERS", 20),
-        (pack, "WINDOW", 5),
-        (store, "SHARD", 40),
-    ):
+    for module, name, value in ((split, "IN_MEMORY", 3), (data, "BATCH_LETTERS", 20), (pack, "WINDOW", 5)):
         monkeypatch.setattr(module, name, value)
     return tmp_path
 
@@ -48,16 +42,15 @@ def write(path, texts):
 def built(tokenizer, **more):
     """The splits' documents as text, and the folder."""
     config = Config.model_validate({"model": {}, "data": {"path": "texts.jsonl", "context_length": 8, **more}})
-    with store.beside() as aside:
-        found = survey.take(config.data, aside)
-        data.build(config, config.data, found, tokenizer, aside)
-        folder = aside.parent / "built"
+    with store.build_folder() as build_folder:
+        data.build(config, config.data, split.survey(config.data, build_folder), tokenizer, build_folder)
+        folder = build_folder.parent / "built"
         store.shutil.rmtree(folder, ignore_errors=True)
-        store.settle(aside, folder)
-    assert store.whole(folder)
-    splits = {name: [each.tolist() for each in store.Split(folder, name).documents()] for name in ("train", "test")}
-    assert all(each[-1] == tokenizer.eos_token_id for split in splits.values() for each in split)
-    return folder, {name: [tokenizer.decode(each[:-1]) for each in split] for name, split in splits.items()}
+        store.keep(build_folder, folder)
+    assert store.complete(folder)
+    splits = {name: [ids.tolist() for ids in store.Split(folder, name).documents()] for name in ("train", "test")}
+    assert all(ids[-1] == tokenizer.eos_token_id for documents in splits.values() for ids in documents)
+    return folder, {name: [tokenizer.decode(ids[:-1]) for ids in documents] for name, documents in splits.items()}
 
 
 @WAYS
@@ -66,20 +59,20 @@ def test_rows_give_back_every_document_once_whole_and_with_its_end(small, tokeni
     texts = texts + [texts[copy % len(texts)] for copy in copies]
     write(small / "texts.jsonl", texts)
     if len(set(texts)) == 1:
-        with pytest.raises(UserError, match="one document only"):
+        with pytest.raises(UserError, match="only one document"):
             built(tokenizer)
         return
     folder, splits = built(tokenizer)
     assert Counter(splits["train"] + splits["test"]) == Counter(texts)
     assert splits["train"] and splits["test"]
     assert not set(splits["train"]) & set(splits["test"])
-    split = store.Split(folder, "train")
-    plan, summary = pack.stored(folder, 8, packing)
-    rows = Rows(split, 8, plan)
+    train = store.Split(folder, "train")
+    stored, summary = pack.stored(folder, 8, packing)
+    rows = Rows(train, 8, stored)
     pieces, lengths = {}, []
-    for row, first in enumerate(plan.firsts[:-1]):
+    for row, first in enumerate(stored.firsts[:-1]):
         item, place = rows[row], 0
-        for start, length in plan.pieces[first : plan.firsts[row + 1]]:
+        for start, length in stored.pieces[first : stored.firsts[row + 1]]:
             pieces[int(start)] = item["input_ids"][place : place + length].tolist()
             assert item["position_ids"][place : place + length].tolist() == list(range(length))
             assert item["labels"][place + 1 : place + length].tolist() == pieces[int(start)][1:]
@@ -88,14 +81,14 @@ def test_rows_give_back_every_document_once_whole_and_with_its_end(small, tokeni
         assert place <= len(item["input_ids"]) == (8 if packing else place)
         assert (item["labels"][place:] == -100).all()
     flat = [token for start in sorted(pieces) for token in pieces[start]]
-    assert flat == np.concatenate(list(split.documents())).tolist()
-    ends = split.starts[1:]
-    documents = [tokenizer.decode(flat[start : end - 1]) for start, end in zip(split.starts[:-1], ends, strict=True)]
+    assert flat == np.concatenate(list(train.documents())).tolist()
+    ends = train.starts[1:]
+    documents = [tokenizer.decode(flat[start : end - 1]) for start, end in zip(train.starts[:-1], ends, strict=True)]
     assert Counter(documents) == Counter(splits["train"])
     assert (summary["rows"], summary["used"], summary["pieces"]) == (len(rows), len(flat), len(pieces))
-    for length in np.diff(split.starts):  # only what is longer than a row is cut, and no end stands alone
-        assert length < 2 or 1 not in [len(pieces[int(start)]) for start in plan.pieces["start"] if start in ends - 1]
-    assert summary["cuts"] == sum(-(-length // 8) - 1 for length in np.diff(split.starts))
+    for length in np.diff(train.starts):  # only what is longer than a row is cut, and no end stands alone
+        assert length < 2 or 1 not in [len(pieces[int(start)]) for start in stored.pieces["start"] if start in ends - 1]
+    assert summary["cuts"] == sum(-(-length // 8) - 1 for length in np.diff(train.starts))
 
 
 @WAYS
@@ -133,8 +126,7 @@ def test_the_rows_are_the_same_on_any_number_of_workers(small, tokenizer, monkey
     for workers in (1, 2, 3):
         monkeypatch.setattr(tokens, "workers_for", lambda _, workers=workers: workers)
         folder, _ = built(tokenizer)
-        plan, _ = pack.stored(folder, 8, True)
-        rows = Rows(store.Split(folder, "train"), 8, plan)
+        rows = Rows(store.Split(folder, "train"), 8, pack.stored(folder, 8, True)[0])
         found.append([{key: value.tolist() for key, value in rows[row].items()} for row in range(len(rows))])
     assert found[0] == found[1] == found[2]
 

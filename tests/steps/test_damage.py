@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maketune.data import step as data
-from maketune.data.store import whole
+from maketune.data.store import complete
 from maketune.model import load as model
 from maketune.train.checkpoints import FILES, Notes, newest, notes_of, path_of, settle
 from maketune_common.errors import UserError
@@ -84,30 +84,30 @@ def test_texts_that_change_under_a_begun_run_are_refused(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["train.0000.tokens", "test.offsets", "test.sizes", "meta.json", "tokenizer/tokenizer.json"]
+    "name", ["train.tokens", "test.offsets", "test.sizes", "meta.json", "tokenizer/tokenizer.json"]
 )
-def test_a_damaged_cache_is_made_anew(folder, name, capsys):
+def test_a_damaged_cache_is_created_again(folder, name, capsys):
     data.prepare([])
     (cache,) = (folder / ".cache/data").iterdir()
     os.truncate(cache / name, 10)
-    assert not whole(cache)
+    assert not complete(cache)
     data.prepare([])
-    assert "is damaged, and made anew" in capsys.readouterr().err
-    assert whole(cache)
+    assert "is damaged; creating it again" in capsys.readouterr().err
+    assert complete(cache)
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
 
 @pytest.mark.parametrize("name", ["pieces", "firsts", "meta.json"])
-def test_a_damaged_plan_of_the_rows_is_made_anew(folder, name):
+def test_damaged_rows_are_created_again(folder, name):
     data.prepare([])
     (cache,) = (folder / ".cache/data").iterdir()
-    plan = cache / "rows/packed-32"
-    content = (plan / "pieces").read_bytes(), (plan / "firsts").read_bytes()
-    os.truncate(plan / name, 10)
-    assert not whole(plan)
+    rows = cache / "rows/packed-32"
+    content = (rows / "pieces").read_bytes(), (rows / "firsts").read_bytes()
+    os.truncate(rows / name, 10)
+    assert not complete(rows)
     data.prepare([])
-    assert whole(plan)
-    assert ((plan / "pieces").read_bytes(), (plan / "firsts").read_bytes()) == content
+    assert complete(rows)
+    assert ((rows / "pieces").read_bytes(), (rows / "firsts").read_bytes()) == content
 
 
 def checkpoint(folder: Path, step: int) -> Path:

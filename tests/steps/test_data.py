@@ -6,8 +6,10 @@ from itertools import chain
 import pytest
 
 from maketune.core.run import open_run
+from maketune.data import corpus, store
 from maketune.data import step as data
 from maketune.data.store import Split
+from maketune_common.contract import DATA_CACHE
 from maketune_common.errors import Unfit, UserError
 from support import workspace
 
@@ -29,7 +31,7 @@ def decoded(prepared):
     """Each split's documents as text, from the tokens on disk."""
     from maketune.model.load import cached_tokenizer
 
-    cache = data.CACHE / prepared["cache_key"]
+    cache = DATA_CACHE / prepared["cache_key"]
     tokenizer = cached_tokenizer(cache / "tokenizer")
     splits = {}
     for split in ("train", "test"):
@@ -73,7 +75,7 @@ def test_two_documents_are_enough_and_one_is_not(folder, monkeypatch):
         prepared = prepare(monkeypatch, f"r{size}", f"data.test_size={size}")
         assert (prepared["train"]["documents"], prepared["test"]["documents"]) == (1, 1)
     (folder / "texts.txt").write_text("only\nonly\n")
-    with pytest.raises(UserError, match="one document only"):
+    with pytest.raises(UserError, match="only one document"):
         prepare(monkeypatch, "single")
 
 
@@ -82,14 +84,14 @@ def test_nothing_to_read_is_said(folder, monkeypatch, content):
     (folder / "texts.txt").write_text(content)
     with pytest.raises(UserError, match=r"texts\.txt: no text in it") as caught:
         prepare(monkeypatch)
-    assert "a sample a line" in caught.value.hint
+    assert "one sample per line" in caught.value.hint
     assert list((folder / ".cache/data").iterdir()) == []
 
 
 def test_unchanged_texts_are_read_and_tokenized_once_whatever_their_name_and_date(folder, monkeypatch):
     first = prepare(monkeypatch, "one", "data.context_length=16")
     with monkeypatch.context() as patch:
-        patch.setattr(data.read, "documents", lambda *_, **__: pytest.fail("read again"))
+        patch.setattr(corpus, "documents", lambda *_, **__: pytest.fail("read again"))
         os.utime("texts.txt", (1, 1))
         assert prepare(monkeypatch, "two", "data.context_length=16") == first
         shutil.copy("texts.txt", "other.txt")
@@ -143,8 +145,8 @@ def test_texts_that_change_while_they_are_read_are_refused(folder, monkeypatch):
 
 def test_a_disk_too_small_is_refused_before_anything_is_tokenized(folder, monkeypatch):
     monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000}))
-    monkeypatch.setattr(data, "tokenize", lambda *_: pytest.fail("began"))
-    with pytest.raises(Unfit, match=r"0\.00 GB of text take up to 0\.00 GB in .cache/data, where 0\.00 GB are free"):
+    monkeypatch.setattr(data, "write_tokens", lambda *_: pytest.fail("began"))
+    with pytest.raises(Unfit, match=r"not enough disk space in .cache/data: .* need up to 0\.00 GB, 0\.00 GB is free"):
         prepare(monkeypatch)
 
 
@@ -152,14 +154,14 @@ def test_two_runs_at_once_share_what_the_first_has_made(folder, monkeypatch):
     prepare(monkeypatch, "one")
     (made,) = (folder / ".cache/data").iterdir()
     inode = made.stat().st_ino
-    settle = data.store.settle
+    keep = store.keep
 
-    def second(aside, target):
+    def second(build_folder, target):
         shutil.copytree(folder / "kept", target)
-        settle(aside, target)
+        keep(build_folder, target)
 
     shutil.move(made, folder / "kept")
-    monkeypatch.setattr(data.store, "settle", second)
+    monkeypatch.setattr(store, "keep", second)
     prepare(monkeypatch, "two")
     assert list((folder / ".cache/data").iterdir()) == [made]
     assert made.stat().st_ino != inode
@@ -170,9 +172,8 @@ def test_what_a_killed_build_left_goes_and_what_another_is_at_stays(folder, monk
         (folder / ".cache/data" / name).mkdir(parents=True)
         if name != ".build-fresh":
             os.utime(folder / ".cache/data" / name, (1, 1))
-    lock = data.store._lock(folder / ".cache/data/.build-working")
-    prepare(monkeypatch)
-    os.close(lock)
+    with store.locked(folder / ".cache/data/.build-working"):
+        prepare(monkeypatch)
     left = {path.name for path in (folder / ".cache/data").iterdir()}
     assert {".build-fresh", ".build-working"} < left
     assert ".build-killed" not in left
@@ -182,7 +183,7 @@ def test_a_failed_build_leaves_nothing_behind(folder, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "tokenize", fail)
+    monkeypatch.setattr(data, "write_tokens", fail)
     with pytest.raises(OSError, match="No space"):
         prepare(monkeypatch)
     assert list((folder / ".cache/data").iterdir()) == []
@@ -273,7 +274,7 @@ def test_data_json_holds_what_the_terminal_shows(folder, monkeypatch, capsys):
 
 
 def splits(prepared, name):
-    return Split(data.CACHE / prepared["cache_key"], name).documents()
+    return Split(DATA_CACHE / prepared["cache_key"], name).documents()
 
 
 def test_a_split_of_less_than_a_context_is_warned_of(folder, monkeypatch, capsys):
@@ -319,11 +320,11 @@ def test_a_context_beyond_the_models_is_refused(folder, monkeypatch):
         prepare(monkeypatch, MAKETUNE_MODEL="./small")
 
 
-def test_tokens_of_the_right_size_with_other_bytes_are_made_anew(folder, monkeypatch, capsys):
+def test_tokens_of_the_right_size_with_other_bytes_are_created_again(folder, monkeypatch, capsys):
     prepared = prepare(monkeypatch, "one")
-    (tokens,) = (data.CACHE / prepared["cache_key"]).glob("train.*.tokens")
+    (tokens,) = (DATA_CACHE / prepared["cache_key"]).glob("train.tokens")
     whole = tokens.read_bytes()
     tokens.write_bytes(b"\0" * 100 + whole[100:])
     prepare(monkeypatch, "two")
-    assert "is damaged, and made anew" in capsys.readouterr().err
+    assert "is damaged; creating it again" in capsys.readouterr().err
     assert tokens.read_bytes() == whole

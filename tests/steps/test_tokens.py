@@ -48,7 +48,7 @@ def test_a_killed_worker_is_one_error_and_no_other_outlives_it(tokenizer):
     started = children() - before
     assert len(started) == 2
     os.kill(min(started), signal.SIGKILL)
-    with pytest.raises(Unfit, match=r"ended before its time \(killed by signal 9\)") as caught:
+    with pytest.raises(Unfit, match=r"ended unexpectedly \(killed by signal 9\)") as caught:
         list(answers)
     assert "dmesg" in caught.value.hint
     assert children() == before

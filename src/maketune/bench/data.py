@@ -22,7 +22,7 @@ import typer
 
 from maketune.core.config import DataConfig
 from maketune.core.progress import say
-from maketune.data import read
+from maketune.data import corpus
 from maketune.data.problems import Problems
 from maketune_common import contract
 from maketune_common.errors import UserError
@@ -110,7 +110,7 @@ def bench(
 def write_text(path: Path, megabytes: int) -> None:
     """Python's documentation over and over, a paragraph a line, a tenth of the words replaced by others of its own."""
     draw = random.Random(0)
-    paragraphs = [text.split(" ") for text in read.documents(DataConfig(builtin="python-docs"), Problems())]
+    paragraphs = [text.split(" ") for text in corpus.documents(DataConfig(builtin="python-docs"), Problems())]
     words = [word for paragraph in paragraphs for word in paragraph]
     written = 0
     with open(path, "w", encoding="utf-8") as file:
@@ -131,7 +131,7 @@ def _tokenizer(folder: Path, given: str) -> None:
         return
     from maketune.data.bpe import train
 
-    texts = read.documents(DataConfig(builtin="python-docs"), Problems())
+    texts = corpus.documents(DataConfig(builtin="python-docs"), Problems())
     train(texts, VOCABULARY).save_pretrained(folder)
 
 

@@ -1,1 +1,1 @@
-"""The data step: texts checked, split and made into tokens."""
+"""The data step: check the texts, split them, turn them into tokens."""

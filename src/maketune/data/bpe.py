@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: byte-level BPE like GPT-2's."""
+"""Train a tokenizer: byte-level BPE, as GPT-2 has."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def train(texts: Iterator[str], vocabulary: int) -> "PreTrainedTokenizerFast":
-    """Train one of at most `vocabulary` tokens; <|endoftext|> is among them."""
+    """A tokenizer of at most `vocabulary` tokens, <|endoftext|> among them, trained on the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2TokenizerFast
 

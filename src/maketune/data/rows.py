@@ -1,4 +1,4 @@
-"""Training rows: pieces of documents side by side, each attending to itself alone."""
+"""Training rows: pieces of documents side by side, each attending only to itself."""
 
 from typing import Any
 
@@ -6,32 +6,32 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from maketune.data.pack import Plan, plan
+from maketune.data.pack import Packing, pack
 
 IGNORED = -100
 
 
 class Rows(Dataset):
-    """Rows of at most `context_length` tokens over a split, as a plan makes them; by default a packed one.
+    """Rows of at most `context_length` tokens over a split, as `packing` lays them out; packed by default.
 
-    An item is input_ids, position_ids, labels, each (tokens of the row,) int64, and row_id. Packed rows are filled up
-    to the context length. Positions restart at each piece, which keeps the pieces of a row apart: without an attention
-    mask and with the cache off, transformers builds a mask a piece from them (tests/test_packing.py stands guard). The
-    first token of a piece has nothing to be predicted from, so its label is -100.
+    An item is input_ids, position_ids, labels, each (tokens of the row,) int64, and row_id. Packed rows are padded to
+    the context length. Positions restart at each piece, which keeps the pieces of a row apart: without an attention
+    mask and with the cache off, transformers builds one mask per piece from them (tests/unit/test_packing.py checks
+    it). The first token of a piece has nothing to be predicted from, so its label is -100.
     """
 
-    def __init__(self, split: Any, context_length: int, made: Plan | None = None, pad: int = 0) -> None:
+    def __init__(self, split: Any, context_length: int, packing: Packing | None = None, pad: int = 0) -> None:
         self.split = split
         self.length = context_length
-        self.plan = made or plan(split.starts, context_length)
+        self.packing = packing or pack(split.starts, context_length)
         self.pad = pad
 
     def __len__(self) -> int:
-        return len(self.plan.firsts) - 1
+        return len(self.packing.firsts) - 1
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        first, last = self.plan.firsts[index : index + 2]
-        pieces = [(int(start), int(length)) for start, length in self.plan.pieces[first:last]]
+        first, last = self.packing.firsts[index : index + 2]
+        pieces = [(int(start), int(length)) for start, length in self.packing.pieces[first:last]]
         ids = np.concatenate([self.split.tokens[start : start + length] for start, length in pieces]).astype(np.int64)
         positions = np.concatenate([np.arange(length) for _, length in pieces])
         item = {
@@ -39,7 +39,7 @@ class Rows(Dataset):
             "position_ids": torch.from_numpy(positions),
             "labels": torch.from_numpy(np.where(positions == 0, IGNORED, ids)),
         }
-        return _filled(item, self.plan.width, self.pad) | {"row_id": torch.tensor(index)}
+        return _padded(item, self.packing.width, self.pad) | {"row_id": torch.tensor(index)}
 
 
 def collate(rows: list[dict[str, torch.Tensor]], pad: int = 0) -> dict[str, torch.Tensor]:
@@ -50,12 +50,12 @@ def collate(rows: list[dict[str, torch.Tensor]], pad: int = 0) -> dict[str, torc
     ids = [row["row_id"] for row in rows]
     items = [{key: value for key, value in row.items() if key != "row_id"} for row in rows]
     width = max(len(item["input_ids"]) for item in items)
-    items = [_filled(item, width, pad) for item in items]
+    items = [_padded(item, width, pad) for item in items]
     return {key: torch.stack([item[key] for item in items]) for key in items[0]} | {"row_ids": torch.stack(ids)}
 
 
-def _filled(item: dict[str, torch.Tensor], width: int, pad: int) -> dict[str, torch.Tensor]:
-    """The item padded on the right to `width`, by place and not by token id: `pad` may be EOS, whose labels stay.
+def _padded(item: dict[str, torch.Tensor], width: int, pad: int) -> dict[str, torch.Tensor]:
+    """The item padded on the right to `width`. Labels are masked by position, not token id: `pad` may be EOS.
 
     The padding is a piece of its own, so that nothing before it changes.
     """

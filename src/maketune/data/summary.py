@@ -1,4 +1,4 @@
-"""What a person wants to see of the data: how long the documents are, what packing saves, what was left out."""
+"""What a person wants to know about the data: how long documents are, what packing saves, what was left out."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,17 @@ from maketune.data.store import Split
 SPLITS = ("train", "test")
 SAMPLES = 3
 SHOWN_TOKENS, SHOWN_LETTERS = 40, 60
-BAR = 40
+BAR_WIDTH = 40
 CHUNK = 2**20
+Place = tuple[int, int, int]
+"""Of a document: its tokens, the index of its split, its index in the split."""
 
 
 def measure(folder: Path, tokenizer: Any) -> dict[str, Any]:
-    """A tokenized corpus' `histogram` of document lengths, doubling from bar to bar, and `shortest` and `longest`."""
+    """The `histogram` of document lengths, doubling from bar to bar, and the `shortest` and `longest` documents."""
     documents, tokens = np.zeros(64, np.int64), np.zeros(64, np.int64)
-    shortest: list[tuple[int, int, int]] = []
-    longest: list[tuple[int, int, int]] = []
+    shortest: list[Place] = []
+    longest: list[Place] = []
     splits = [Split(folder, name) for name in SPLITS]
     for number, split in enumerate(splits):
         for begin, lengths in _lengths(split):
@@ -31,7 +33,7 @@ def measure(folder: Path, tokenizer: Any) -> dict[str, Any]:
             places = [(int(lengths[i]), number, begin + int(i)) for i in (*order[:SAMPLES], *order[-SAMPLES:])]
             shortest = sorted({*shortest, *places})[:SAMPLES]
             longest = sorted({*longest, *places}, key=lambda place: (-place[0], *place[1:]))[:SAMPLES]
-    ends = np.flatnonzero(documents)[[0, -1]]
+    first, last = np.flatnonzero(documents)[[0, -1]].tolist()
     return {
         "histogram": [
             {
@@ -40,19 +42,32 @@ def measure(folder: Path, tokenizer: Any) -> dict[str, Any]:
                 "documents": int(documents[bar]),
                 "tokens": int(tokens[bar]),
             }
-            for bar in range(int(ends[0]), int(ends[1]) + 1)
+            for bar in range(first, last + 1)
         ],
         "shortest": [_sample(splits, tokenizer, place) for place in shortest],
         "longest": [_sample(splits, tokenizer, place) for place in longest],
     }
 
 
+def show(content: dict[str, Any]) -> None:
+    """Print data.json for people, on stderr."""
+    for split in SPLITS:
+        counts = "".join(f"{content[split][what]:>16,} {what}" for what in ("documents", "tokens", "bytes"))
+        say(f"  {split:5}{counts}")
+    _show_lengths(content)
+    _show_packing(content["packing"], content["context_length"])
+    _show_left_out(content)
+    for warning in content["warnings"]:
+        say(f"  warning: {warning}")
+
+
 def _lengths(split: Split) -> Iterator[tuple[int, np.ndarray]]:
+    """Tokens per document, some documents at a time, with the index of the first."""
     for begin in range(0, len(split.starts) - 1, CHUNK):
         yield begin, np.diff(split.starts[begin : begin + CHUNK + 1])
 
 
-def _sample(splits: list[Split], tokenizer: Any, place: tuple[int, int, int]) -> dict[str, Any]:
+def _sample(splits: list[Split], tokenizer: Any, place: Place) -> dict[str, Any]:
     length, number, document = place
     start, end = splits[number].starts[document : document + 2]
     ids = splits[number].tokens[start : min(end - 1, start + SHOWN_TOKENS)].tolist()
@@ -62,41 +77,39 @@ def _sample(splits: list[Split], tokenizer: Any, place: tuple[int, int, int]) ->
     return {"split": SPLITS[number], "tokens": length, "text": text}
 
 
-def show(content: dict[str, Any]) -> None:
-    """data.json for people, on stderr."""
-    for split in SPLITS:
-        say(
-            f"  {split:5}" + "".join(f"{content[split][what]:>16,} {what}" for what in ("documents", "tokens", "bytes"))
-        )
-    say("  tokens a document, EOS included:")
+def _show_lengths(content: dict[str, Any]) -> None:
+    say("  tokens per document, EOS included:")
     most = max(bar["documents"] for bar in content["histogram"])
     letter = "█" if console.encoding.startswith("utf") else "#"
     for bar in content["histogram"]:
         span = f"{bar['from']:,} to {bar['to']:,}" if bar["from"] < bar["to"] else f"{bar['to']:,}"
-        drawn = letter * -(-BAR * bar["documents"] // most)
-        say(f"  {span:>20} {drawn:{BAR}} {bar['documents']:>12,}")
+        drawn = letter * -(-BAR_WIDTH * bar["documents"] // most)
+        say(f"  {span:>20} {drawn:{BAR_WIDTH}} {bar['documents']:>12,}")
     for which in ("shortest", "longest"):
         for sample in content[which]:
             say(f"  {which:8} {sample['tokens']:>11,} {sample['text']!r}")
-    packing, context = content["packing"], content["context_length"]
+
+
+def _show_packing(packing: dict[str, Any], context: int) -> None:
     share, saved = packing["used"] / packing["positions"], packing["padded_positions"] / packing["positions"]
     say(
         f"  {packing['rows']:,} rows; {share:.2%} of {packing['positions']:,} positions are tokens, "
         f"{saved:.1f} times fewer positions than padding to {context:,}"
-        + ("" if packing["packing"] else ", before each batch is padded to its longest")
+        + ("" if packing["packing"] else ", before each batch is padded to its longest row")
     )
     say(
         f"  {packing['cuts']:,} cuts, in documents longer than {context:,} tokens; positions restart at each piece, "
         "whose first token is not predicted"
     )
+
+
+def _show_left_out(content: dict[str, Any]) -> None:
     duplicates = content["duplicates"]
     if duplicates["count"]:
-        done = "left out" if duplicates["policy"] == "drop" else "kept, each with its like on one side of the split"
+        done = "left out" if duplicates["policy"] == "drop" else "kept, on the same side of the split"
         say(f"  {duplicates['count']:,} documents equal an earlier one: {done} (data.duplicates)")
     if content["dropped"]:
         say("  left out: " + ", ".join(f"{count:,} {reason}" for reason, count in content["dropped"].items()))
     for kind, problem in content["problems"].items():
         places = ", ".join(problem["first"])
         say(f"  {problem['count']:,} {kind}: {places}{', ...' if problem['count'] > len(problem['first']) else ''}")
-    for warning in content["warnings"]:
-        say(f"  warning: {warning}")

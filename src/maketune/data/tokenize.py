@@ -1,4 +1,4 @@
-"""Texts to tokens over all cores: plain processes that import tokenizers alone, answers in the order of the texts."""
+"""Texts to tokens on all cores, in the order of the texts. Each worker is a process that imports only tokenizers."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,24 +16,24 @@ from maketune_common.errors import Unfit
 
 Label = TypeVar("Label")
 Encoded = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""As `worker.encode` gives it: tokens, lengths, UTF-8 bytes."""
+"""What `worker.encode` returns: tokens, tokens per text, UTF-8 bytes per text."""
 WORKER_BYTES = 4 * 2**20
-"""A process is started for each so many bytes of text: fewer are done before it is up."""
+"""Bytes of text per process: less is done before a process has started."""
 MOST_WORKERS = 32
-"""One process reads for all, and feeds no more."""
+"""One process reads for all of them, and cannot feed more."""
 AHEAD = 4
-"""Answers a worker that may wait for an earlier one; memory does not grow with the corpus."""
+"""Answers per worker that may wait for an earlier one, so that memory does not grow with the corpus."""
 
 
 def workers_for(text_bytes: int) -> int:
-    """How many processes the text is worth, at most one for each core that this one may use."""
+    """How many processes the text is worth, at most one per core that this process may use."""
     return max(1, min(len(os.sched_getaffinity(0)), text_bytes // WORKER_BYTES, MOST_WORKERS))
 
 
 def encode_all(
     batches: Iterator[tuple[list[str], Label]], description: str, eos: int, kind: str, workers: int
 ) -> Iterator[tuple[Label, Encoded]]:
-    """Each batch's label and tokens, in order, whatever the number of workers; one works in this very process.
+    """Each batch's label and tokens, in order, whatever the number of workers; 1 means this process itself.
 
     Raises Unfit if a worker dies. However the iteration ends, no worker outlives it.
     """
@@ -59,30 +59,30 @@ def encode_all(
 def _in_order(
     batches: Iterator[tuple[list[str], Label]], processes: list[subprocess.Popen]
 ) -> Iterator[tuple[Label, Encoded]]:
-    """Hand batches to whoever is idle. Only an idle process is written to: it reads, so neither side can block."""
+    """Give batches to idle workers. Only an idle one is written to: it is reading, so neither side can block."""
     idle = list(processes)
-    busy: dict[object, tuple[subprocess.Popen, int, Label]] = {}
+    busy: dict[Any, tuple[subprocess.Popen, int, Label]] = {}
     done: dict[int, tuple[Label, Encoded]] = {}
-    sent = given = 0
+    sent = returned = 0
     upcoming = next(batches, None)
     while upcoming or busy:
-        while idle and upcoming and sent - given < AHEAD * len(processes):
+        while idle and upcoming and sent - returned < AHEAD * len(processes):
             process, (texts, label) = idle.pop(), upcoming
             _send(process, texts)
             busy[process.stdout] = (process, sent, label)
             sent += 1
-            upcoming = next(batches, None)  # read while the others work
+            upcoming = next(batches, None)  # read while the workers work
         for answer in wait(list(busy)):
             process, number, label = busy.pop(answer)
             done[number] = label, _receive(process)
             idle.append(process)
-        while given in done:
-            yield done.pop(given)
-            given += 1
+        while returned in done:
+            yield done.pop(returned)
+            returned += 1
 
 
 def _start() -> subprocess.Popen:
-    """A worker in a process group of its own, so that Ctrl-C reaches this process alone, which then ends them all."""
+    """A worker in its own process group, so that Ctrl-C reaches only this process, which then ends them all."""
     return subprocess.Popen(
         [sys.executable, "-P", worker.__file__],
         stdin=subprocess.PIPE,
@@ -94,6 +94,7 @@ def _start() -> subprocess.Popen:
 
 
 def _send(process: subprocess.Popen, content: object) -> None:
+    assert process.stdin is not None  # a pipe, as are the other two
     try:
         pickle.dump(content, process.stdin, protocol=5)
         process.stdin.flush()
@@ -102,6 +103,7 @@ def _send(process: subprocess.Popen, content: object) -> None:
 
 
 def _receive(process: subprocess.Popen) -> Encoded:
+    assert process.stdout is not None
     try:
         return pickle.load(process.stdout)
     except (EOFError, pickle.UnpicklingError):
@@ -109,9 +111,11 @@ def _receive(process: subprocess.Popen) -> Encoded:
 
 
 def _died(process: subprocess.Popen) -> Unfit:
-    said = process.stderr.read().decode(errors="replace").strip().splitlines()
-    why = f"killed by signal {-code}" if (code := process.wait()) < 0 else f"code {code}: {(said or ['-'])[-1][:200]}"
+    assert process.stderr is not None
+    errors = process.stderr.read().decode(errors="replace").strip().splitlines()
+    code = process.wait()
+    reason = f"killed by signal {-code}" if code < 0 else f"code {code}: {(errors or ['-'])[-1][:200]}"
     return Unfit(
-        f"a tokenizing process ended before its time ({why})",
-        "if memory ran out (dmesg says so), close other programs or allow fewer cores: taskset -c 0 make data",
+        f"a tokenizing process ended unexpectedly ({reason})",
+        "if memory ran out (see dmesg), close other programs or use fewer cores: taskset -c 0 make data",
     )

@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from maketune.data import step as data
 from maketune.environment.checks import Check, judge
+from maketune_common.contract import DATA_CACHE
 
 SHM_BYTES = 64 * 2**20
 """The least /dev/shm that loader workers can be expected to live with (pytorch#5040 is what happens below)."""
@@ -117,7 +117,7 @@ def look(run: Path) -> Place:
     shm_path = Path("/dev/shm")
     home_path = Path(os.path.expanduser("~"))
     return Place(
-        (probe(run), probe(data.CACHE), *caches.values(), temporary),
+        (probe(run), probe(DATA_CACHE), *caches.values(), temporary),
         probe(home_path) if home_path.is_absolute() else Folder("HOME", "not set, and no passwd entry says it"),
         tuple(caches[name] for name in COMPILED if name in caches),
         shutil.disk_usage(shm_path).total if shm_path.exists() else 0,

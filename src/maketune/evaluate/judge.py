@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from maketune.core.progress import Bar
 from maketune.core.run import Run
-from maketune.data import step as data
 from maketune.data.store import Split
 from maketune.model import load as model
+from maketune_common.contract import DATA_CACHE
 from maketune_common.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def figures(nats: float, tokens: int, size: int) -> dict[str, float]:
 
 def tokens_of(run: Run) -> Path:
     """The folder of the run's tokens. Raises UserError where there is none."""
-    folder = data.CACHE / str(run.read("data.json").get("cache_key", "-"))
+    folder = DATA_CACHE / str(run.read("data.json").get("cache_key", "-"))
     if not folder.exists():
         raise UserError(f"{run.path}: no data yet", f"make data RUN={run.name}")
     return folder

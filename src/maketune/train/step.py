@@ -18,7 +18,6 @@ from maketune.core.device import Choice, choose_device, choose_precision, make_d
 from maketune.core.progress import Aside, say, say_once
 from maketune.core.run import Run, alone, open_run
 from maketune.data import pack
-from maketune.data import step as data
 from maketune.data.rows import Rows, collate
 from maketune.data.store import Split
 from maketune.environment import step as environment
@@ -33,6 +32,7 @@ from maketune.train.replicas import Replicas, processes
 from maketune.train.resumable import ResumableTrainer
 from maketune.train.saving import save_model
 from maketune.train.stop import Schedule, stop_signals
+from maketune_common.contract import DATA_CACHE
 from maketune_common.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def train(overrides: list[str]) -> None:
 def _train(run: Run) -> None:
     prepare_reports(run)
     prepared = run.read("data.json")
-    folder = data.CACHE / str(prepared.get("cache_key") or "-")
+    folder = DATA_CACHE / str(prepared.get("cache_key") or "-")
     if not prepared or not folder.exists():
         raise UserError(f"{run.path}: no data yet", f"make data RUN={run.name}")
     if run.config.train.deterministic:
