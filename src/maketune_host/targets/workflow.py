@@ -10,8 +10,7 @@ from typing import Callable, List, Optional
 
 from maketune_common import contract, pins
 from maketune_common.errors import INPUT, UNFIT, Stopped, UserError, nearest, os_hint
-from maketune_host import doctor as checks
-from maketune_host.doctor import facts, host
+from maketune_host.doctor import checks, facts
 from maketune_host.launch import configured, container, decide, image, inputs, local, venv
 from maketune_host.launch.launch import Launch
 from maketune_host.launch.process import ask
@@ -221,7 +220,7 @@ def finished(root: Path, verb: str, dry: bool) -> Launch:
 def device(root: Path, dry: bool, gpus: str = "") -> Launch:
     """Decide the runner, the flavor and the GPUs. Raises Unfit where the machine cannot do what is asked."""
     request, gpus, wanted = setting("RUNNER", "auto"), gpus or setting("GPUS", "all"), setting("FLAVOR")
-    found = host.collect(root, engine=request != "local")
+    found = facts.collect(root, engine=request != "local")
     docker, graphics = found.docker, found.graphics
     runner = decide.runner(request, checks.engine_finding(replace(found, gpus=gpus, flavor=wanted)), docker)
     say("runner: {} ({})".format(*runner))
