@@ -66,7 +66,7 @@ def writable(place: Place) -> Finding:
     """Whether the run, the caches and /tmp can be written."""
     folders = (*place.folders, place.temporary)
     bad = [f"{folder.path}: {folder.error}" for folder in folders if folder.error]
-    found = "; ".join(bad) or f"{len(folders)} folders"
+    found = "; ".join(bad) or f"{len(folders)} folders can be written"
     fix = f"mount it read-write, and let UID {place.uid} write it (sudo chown -R {place.uid} FOLDER on the host)"
     return judged("mounts-writable", not bad, found, "writable", fix, "https://github.com/docker/cli/issues/4582")
 
@@ -74,7 +74,7 @@ def writable(place: Place) -> Finding:
 def executable(place: Place) -> Finding:
     """Whether the libraries that Triton and inductor compile can be loaded from where they put them."""
     bad = [folder.path for folder in place.compiled if not folder.executable]
-    found = "; ".join(f"{path} is mounted noexec" for path in bad) or f"{len(place.compiled)} folders"
+    found = "; ".join(f"{path} is mounted noexec" for path in bad) or f"{len(place.compiled)} folders, without noexec"
     fix = "set TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR to a mount without noexec; torch.compile needs it"
     return judged("caches-executable", not bad, found, "no noexec", fix, otherwise=WARN)
 

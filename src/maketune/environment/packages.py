@@ -36,7 +36,7 @@ class Cudnn:
 
 def locked(wheel_problems: Sequence[str], count: int) -> Finding:
     """Judge the lines of pins.wheel_problems about `count` locked wheels."""
-    found = "; ".join(wheel_problems) or f"{count} as locked"
+    found = "; ".join(wheel_problems) or f"{count} packages, as locked"
     return judged("package-versions", not wheel_problems, found, "the lock's versions", REBUILD)
 
 

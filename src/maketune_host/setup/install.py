@@ -14,13 +14,13 @@ from pathlib import Path
 
 from maketune_common import pins
 from maketune_common.errors import Unfit, UserError
-from maketune_host.doctor import commands, facts
+from maketune_host.doctor import facts
 from maketune_host.doctor.docker import has_cdi_spec
 from maketune_host.doctor.nvidia import read_text
 from maketune_host.launch.process import ask, supervise
 from maketune_host.setup import distributions
 from maketune_host.setup import steps as setup
-from maketune_host.setup.steps import Host, Step
+from maketune_host.setup.steps import State, Step
 from maketune_host.targets import workflow
 from maketune_host.terminal import complain, say
 
@@ -34,14 +34,16 @@ def run(root: Path, target: str, dry: bool) -> int:
     options = parser.parse_args(workflow.words(os.environ.get("ARGS", "")))
     os.environ["ARGS"] = ""  # they are not for the doctor at the end
     dry = dry or options.dry_run or bool(options.os_release)
-    host = Host(Path(options.os_release).read_text(encoding="utf-8")) if options.os_release else collect(root)
+    other = options.os_release
+    state = State(Path(other).read_text(encoding="utf-8")) if other else collect(root)
     if options.gpu:
-        host = replace(host, graphics=replace(host.graphics, broken=True, reason="as if there were a GPU"))
+        graphics = replace(state.host.graphics, broken=True, reason="as if there were a GPU")
+        state = replace(state, host=replace(state.host, graphics=graphics))
     sudo = os.geteuid() != 0
-    steps = setup.plan(host)
-    say(f"host: {distributions.detect(host.os_release).name}, {'WSL2, ' * host.wsl}{host.graphics.reason}")
-    flavor = pins.read_flavor(root, pins.flavors(root)[0])  # those for GPUs come first
-    advice = setup.driver_advice(host, commands.ids(commands.parse(host.os_release)), flavor)
+    steps = setup.plan(state)
+    name = distributions.detect(state.os_release).name
+    say(f"host: {name}, {'WSL2, ' * state.host.wsl}{state.host.graphics.reason}")
+    advice = setup.driver_advice(state, pins.read_flavor(root, pins.flavors(root)[0]))  # GPU flavors come first
     say(*([advice] if advice else []), *([] if steps else ["nothing is missing"]))
     for step in steps:
         if not dry:
@@ -56,38 +58,30 @@ def run(root: Path, target: str, dry: bool) -> int:
             say("nothing changed")
             return 0
         do(steps, sudo)
-    return verify(root, host)
+    return verify(root, state.user)
 
 
-def collect(root: Path) -> Host:
+def collect(root: Path) -> State:
     """Look at this machine. Nothing is changed, and the vendors' hosts are asked whether they answer."""
     text = read_text("/etc/os-release")
     here = distributions.detect(text)
-    found = facts.collect(root)
-    docker = found.docker
-    running = bool(docker.info or "permission denied" in docker.error.lower())
-    installed = bool(shutil.which("dockerd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin"))
+    host = facts.collect(root)
     repositories, addresses = _repositories(), setup.probes(here)
-    return Host(
+    state = State(
         os_release=text,
-        docker=docker,
-        engine=running or installed,
-        running=running,
-        buildx=bool(docker.client) and ask([docker.client, "buildx", "version"]).code == 0,
+        host=host,
+        buildx=bool(host.docker.client) and ask([host.docker.client, "buildx", "version"]).code == 0,
         snap=os.path.exists("/snap/bin/docker"),
         packages=_packages(here),
         repositories=repositories,
         answers=frozenset(name for name in addresses if name not in repositories and _answers(addresses[name])),
         mirror=_mirror(here.codename) if here.borrows else "",
-        graphics=found.graphics,
-        toolkit=found.toolkit.version,
-        runtime=bool(docker.gpu_driver) or '"nvidia"' in read_text("/etc/docker/daemon.json"),
+        runtime=bool(host.docker.gpu_driver) or '"nvidia"' in read_text("/etc/docker/daemon.json"),
         cdi=has_cdi_spec(["/etc/cdi", "/run/cdi"]),
-        systemd=found.systemd,
-        wsl=found.wsl,
-        machine=found.machine,
-        user=_newcomer(docker.rootless),
+        user=_newcomer(host.docker.rootless),
     )
+    dockerd = shutil.which("dockerd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin")
+    return replace(state, dockerd=state.running or bool(dockerd))
 
 
 def _packages(here: distributions.Distribution) -> frozenset[str]:
@@ -170,14 +164,14 @@ def _call(step: Step, sudo: bool) -> tuple[int, str]:
         return code, output.read().decode("utf-8", "replace")
 
 
-def verify(root: Path, host: Host) -> int:
-    """Run make doctor, with the rights that a new login will have."""
+def verify(root: Path, user: str) -> int:
+    """Run make doctor, with the rights that a new login of `user`, who joined the group docker, will have."""
     words = [sys.executable, "-B", "-m", "maketune_host", "doctor"]
-    if host.user and os.geteuid():
+    if user and os.geteuid():
         words = ["sg", "docker", "-c", shlex.join(words)]
     code = supervise(words, cwd=str(root))
-    if host.user:
-        say(f"{host.user} is in group docker from the next login on (in this shell: newgrp docker)")
+    if user:
+        say(f"{user} is in group docker from the next login on (in this shell: newgrp docker)")
     if code:
         complain("the host is not ready yet", "see above")
     return 3 if code else 0

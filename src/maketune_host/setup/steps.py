@@ -9,9 +9,8 @@ from typing import NamedTuple
 from maketune_common.errors import Unfit
 from maketune_common.findings import FAIL, Pins, driver_too_old
 from maketune_common.pins import version
-from maketune_host.doctor.commands import install
-from maketune_host.doctor.docker import Docker
-from maketune_host.doctor.nvidia import Graphics
+from maketune_host.doctor.commands import ids, install, parse
+from maketune_host.doctor.facts import Host
 from maketune_host.setup.distributions import BY_HAND, RIVALS, VENDOR, Distribution, Packages, detect
 
 DOCKER, TOOLKIT = "download.docker.com", "nvidia.github.io"
@@ -54,14 +53,14 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Host:
+class State:
     """What host-setup must know. The defaults are a bare machine with systemd that reaches the vendors."""
 
     os_release: str
-    docker: Docker = field(default_factory=Docker)
-    engine: bool = False
-    """One is installed, or answers."""
-    running: bool = False
+    host: Host = field(default_factory=Host)
+    """The doctor's facts."""
+    dockerd: bool = False
+    """An engine is installed, or answers."""
     buildx: bool = False
     snap: bool = False
     packages: frozenset[str] = frozenset()
@@ -72,42 +71,46 @@ class Host:
     """The vendors' hosts that answer."""
     mirror: str = ""
     """Where apt gets the distribution from."""
-    graphics: Graphics = field(default_factory=Graphics)
-    toolkit: str = ""
-    """Version of the NVIDIA Container Toolkit."""
     runtime: bool = False
     """Docker is configured to give containers a GPU."""
     cdi: bool = False
     """There is a CDI specification of NVIDIA's."""
-    systemd: bool = True
-    wsl: bool = False
-    machine: str = "x86_64"
     user: str = ""
     """Who is to join the group docker; empty for root and for members."""
 
+    @property
+    def running(self) -> bool:
+        """Whether an engine runs, even one that refuses the caller."""
+        docker = self.host.docker
+        return bool(docker.info) or "permission denied" in docker.error.lower()
 
-def plan(host: Host) -> list[Step]:
+    @property
+    def card(self) -> bool:
+        """Whether there is an NVIDIA card, with a driver or without."""
+        return bool(self.host.graphics.gpus) or self.host.graphics.broken
+
+
+def plan(state: State) -> list[Step]:
     """The steps that are missing, in order. Raises Unfit if they are impossible without undoing something."""
-    here = detect(host.os_release)
-    if host.machine != "x86_64":
-        raise Unfit(f"the locked wheels are for x86_64, this is {host.machine}", "use an x86-64 machine")
-    if host.snap:
+    here = detect(state.os_release)
+    if state.host.machine != "x86_64":
+        raise Unfit(f"the locked wheels are for x86_64, this is {state.host.machine}", "use an x86-64 machine")
+    if state.snap:
         raise Unfit("Docker is snap's, which sees neither all folders nor the GPU", "sudo snap remove docker")
-    engine_version = host.docker.info.get("ServerVersion", ENGINE_MINIMUM)
+    engine_version = state.host.docker.info.get("ServerVersion", ENGINE_MINIMUM)
     if version(engine_version) < version(ENGINE_MINIMUM):
         what = f"Docker Engine {engine_version} is too old: {ENGINE_MINIMUM} or later is needed"
         raise Unfit(what, f"upgrade it with {here.manager}")
-    card = bool(host.graphics.gpus or host.graphics.broken)
-    sources, packages = _engine(host, here)
-    if card and not host.toolkit:
-        sources += _toolkit_repository(host, here)
+    sources, packages = _engine(state, here)
+    if state.card and not state.host.toolkit.version:
+        sources += _toolkit_repository(state, here)
         packages["the NVIDIA Container Toolkit"] = ["nvidia-container-toolkit"]
-    steps = [*_fetchers(host, here, sources), *sources, *_install(host, here, packages)]
-    steps += _runtime(host) if card else []
-    steps += _start(host, restart=card and not host.runtime)
-    if host.user:
-        why = f"{host.user} may use Docker after logging in again"
-        steps.append(Step(("usermod", "-aG", "docker", host.user), why))
+    steps = [*_fetchers(state, here, sources), *sources, *_install(state, here, packages)]
+    steps += _runtime(state) if state.card else []
+    steps += _start(state, restart=state.card and not state.runtime)
+    if state.user:
+        why = f"{state.user} may use Docker after logging in again"
+        steps.append(Step(("usermod", "-aG", "docker", state.user), why))
     return steps
 
 
@@ -117,37 +120,38 @@ def probes(here: Distribution) -> dict[str, str]:
     return {DOCKER: docker, TOOLKIT: TOOLKIT_REPOSITORY + "gpgkey"}
 
 
-def driver_advice(host: Host, distribution: tuple[str, ...], flavor: Pins) -> str:
+def driver_advice(state: State, flavor: Pins) -> str:
     """Which NVIDIA driver to install, and how; empty if there is no card or its driver is recent enough."""
-    bad = [gpu.driver for gpu in host.graphics.gpus if driver_too_old(gpu.driver, flavor).status == FAIL]
-    if not bad and not host.graphics.broken:
+    graphics = state.host.graphics
+    old = [gpu.driver for gpu in graphics.gpus if driver_too_old(gpu.driver, flavor).status == FAIL]
+    if not old and not graphics.broken:
         return ""
-    wanted = "{DRIVER_RECOMMENDED} or later ({DRIVER_MINIMUM} at least)".format(**flavor)
-    found = f"version {bad[0]} is installed" if bad else host.graphics.reason
-    how = f"{install(distribution, 'driver')}, then reboot (guide: {DRIVER_GUIDE})"
-    how = "in Windows, and none in WSL" if host.wsl else how
-    return f"{found}; host-setup leaves the driver to you. Install NVIDIA driver {wanted}: {how}"
+    wanted = "NVIDIA driver {DRIVER_RECOMMENDED} or later ({DRIVER_MINIMUM} at least) is needed".format(**flavor)
+    found = f"version {old[0]} is installed" if old else graphics.reason
+    how = f"{install(ids(parse(state.os_release)), 'driver')}, then reboot (guide: {DRIVER_GUIDE})"
+    how = "in Windows, and none in WSL" if state.host.wsl else how
+    return f"{wanted}: {found}. host-setup does not install it; install it yourself: {how}"
 
 
-def _engine(host: Host, here: Distribution) -> tuple[list[Step], dict[str, list[str]]]:
+def _engine(state: State, here: Distribution) -> tuple[list[Step], dict[str, list[str]]]:
     """The steps that add a repository, and the packages, under the reason to install them."""
-    has = {"engine": host.engine, "compose": version(host.docker.compose) >= [2], "buildx": host.buildx}
+    has = {"engine": state.dockerd, "compose": version(state.host.docker.compose) >= [2], "buildx": state.buildx}
     missing = [part for part, there in has.items() if not there]
     if not missing:
         return [], {}
-    reached = DOCKER in host.answers | host.repositories
-    rivals = [] if host.engine else sorted(host.packages & set(RIVALS))
-    own_engine = host.engine and here.own.get("engine", ("",))[0] in host.packages
+    reached = DOCKER in state.answers | state.repositories
+    rivals = [] if state.dockerd else sorted(state.packages & set(RIVALS))
+    own_engine = state.dockerd and here.own.get("engine", ("",))[0] in state.packages
     # The distribution's engine gets the distribution's plugins, or Docker's if its own would be borrowed.
     if reached and not rivals and (not own_engine or here.borrows):
-        steps = [] if DOCKER in host.repositories else _docker_repository(here)
+        steps = [] if DOCKER in state.repositories else _docker_repository(here)
         return steps, {f"Docker's own {', '.join(missing)}": _names(VENDOR, missing)}
-    if here.own and "podman-docker" not in rivals and (own_engine or not host.engine):
+    if here.own and "podman-docker" not in rivals and (own_engine or not state.dockerd):
         parts = list(here.own) if here.borrows else missing  # borrowed ones belong together
         why = "" if reached else f", since {DOCKER} does not serve it"
         why = f", which leaves {', '.join(rivals)} in place" if rivals else why
         names = {f"{here.name}'s own Docker {', '.join(parts)}{why}": _names(here.own, parts)}
-        return (_borrow(host, here) if here.borrows else []), names
+        return (_borrow(state, here) if here.borrows else []), names
     if rivals:
         hint = f"if you do not need them: sudo {here.manager} remove {' '.join(rivals)}; then run host-setup again"
         raise Unfit(f"Docker would replace {', '.join(rivals)}, and host-setup removes nothing", hint)
@@ -159,12 +163,12 @@ def _names(packages: Packages, parts: list[str]) -> list[str]:
     return [name for part in parts for name in packages[part]]
 
 
-def _borrow(host: Host, here: Distribution) -> list[Step]:
+def _borrow(state: State, here: Distribution) -> list[Step]:
     """The later release as a source of these packages and nothing else, so that the system stays what it is."""
-    if not host.mirror:
+    if not state.mirror:
         raise Unfit(f"apt names no mirror of {here.name}", f"add one to /etc/apt/sources.list, or {BY_HAND}")
     names = " ".join(name for name in _names(here.own, list(here.own)) if name not in ("runc", "iptables"))
-    source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {host.mirror} {here.borrows} main"
+    source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {state.mirror} {here.borrows} main"
     release = f"Pin: release n={here.borrows}"
     pins = ("Package: *", release, "Pin-Priority: -10", "", f"Package: {names}", release, "Pin-Priority: 900")
     why = f"{here.name}'s own has no compose 2: {here.borrows}'s section of its mirror, for these packages alone"
@@ -181,11 +185,11 @@ def _docker_repository(here: Distribution) -> list[Step]:
     return _apt_source("docker", base + "/gpg", f"{base} {here.codename} stable", why)
 
 
-def _toolkit_repository(host: Host, here: Distribution) -> list[Step]:
+def _toolkit_repository(state: State, here: Distribution) -> list[Step]:
     name, why = "nvidia-container-toolkit", "NVIDIA's own repository of the Container Toolkit, with its key"
-    if TOOLKIT in host.repositories:
+    if TOOLKIT in state.repositories:
         return []
-    if TOOLKIT not in host.answers:
+    if TOOLKIT not in state.answers:
         hint = "let this machine reach it (proxy, firewall); GPUS=0 and RUNNER=local do not need it"
         raise Unfit(f"{TOOLKIT}, which has the NVIDIA Container Toolkit, does not answer", hint)
     if here.manager == "dnf":
@@ -203,49 +207,50 @@ def _apt_source(name: str, key: str, source: str, why: str) -> list[Step]:
     ]
 
 
-def _runtime(host: Host) -> list[Step]:
+def _runtime(state: State) -> list[Step]:
     steps = []
     configure, why = "nvidia-ctk runtime configure --runtime=docker", "make NVIDIA's runtime known to Docker"
-    if not host.runtime and host.docker.rootless:
+    if not state.runtime and state.host.docker.rootless:
         configure += " --config=$HOME/.config/docker/daemon.json"
         steps.append(Step(("sh", "-c", configure), why + " (the rootless engine's daemon.json)", root=False))
         without = ("nvidia-ctk", "config", "--set", "nvidia-container-cli.no-cgroups", "--in-place")
         steps.append(Step(without, "a rootless engine may not set up cgroups for the toolkit"))
-    elif not host.runtime:
+    elif not state.runtime:
         steps.append(Step(tuple(configure.split()), why + " (/etc/docker/daemon.json)"))
-    automatic = host.systemd and (not host.toolkit or version(host.toolkit) >= [1, 18])
-    if host.graphics.gpus and not host.cdi and not automatic:
+    toolkit = state.host.toolkit.version or "1.18"  # one that is installed now is at least that
+    automatic = state.host.systemd and version(toolkit) >= [1, 18]
+    if state.host.graphics.gpus and not state.cdi and not automatic:
         command = ("nvidia-ctk", "cdi", "generate", "--output=/etc/cdi/nvidia.yaml")
         steps.append(Step(command, "list the GPUs for CDI, which this toolkit does not do by itself"))
     return steps
 
 
-def _start(host: Host, restart: bool) -> list[Step]:
-    if host.running and not restart:
+def _start(state: State, restart: bool) -> list[Step]:
+    if state.running and not restart:
         return []
     read = "the engine reads its new configuration"
-    if host.docker.rootless:
+    if state.host.docker.rootless:
         return [Step(("systemctl", "--user", "restart", "docker"), read, root=False)]
-    if not host.systemd and host.running:
+    if not state.host.systemd and state.running:
         return [Step(("sh", "-c", "kill -HUP $(cat /run/docker.pid)"), read)]
-    if not host.systemd:
+    if not state.host.systemd:
         return [Step(("sh", "-c", START), f"start the engine, without systemd; its log is {LOG}")]
     if not restart:
         return [Step(("systemctl", "enable", "--now", "docker"), "start the engine, now and at boot")]
-    warning = "; containers that are running will stop" if host.running else ""
+    warning = "; containers that are running will stop" if state.running else ""
     return [
         Step(("systemctl", "enable", "docker"), "start the engine at boot"),
         Step(("systemctl", "restart", "docker"), read + warning),
     ]
 
 
-def _fetchers(host: Host, here: Distribution, sources: list[Step]) -> list[Step]:
-    tools = [name for name in ("ca-certificates", "curl") if name not in host.packages]
+def _fetchers(state: State, here: Distribution, sources: list[Step]) -> list[Step]:
+    tools = [name for name in ("ca-certificates", "curl") if name not in state.packages]
     needed = here.manager == "apt" and any("curl" in step.command for step in sources)
-    return _install(host, here, {"to download keys": tools}) if needed and tools else []
+    return _install(state, here, {"to download keys": tools}) if needed and tools else []
 
 
-def _install(host: Host, here: Distribution, packages: dict[str, list[str]]) -> list[Step]:
+def _install(state: State, here: Distribution, packages: dict[str, list[str]]) -> list[Step]:
     names, why = [name for group in packages.values() for name in group], "; ".join(packages)
     if not names:
         return []
@@ -254,7 +259,7 @@ def _install(host: Host, here: Distribution, packages: dict[str, list[str]]) -> 
     # A machine that has just booted may be upgrading itself: wait for its lock.
     install = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-y", "--no-remove", "--no-install-recommends")
     words = (*install, *names)
-    if not host.systemd:  # a start by the package's own script would fail, or race with ours
+    if not state.host.systemd:  # a start by the package's own script would fail, or race with ours
         words = ("sh", "-c", WITHOUT_START, "sh", *words)
     update = Step(("apt-get", "update"), "refresh the lists of packages")
     return [update, Step(("env", "DEBIAN_FRONTEND=noninteractive", *words), why)]
