@@ -145,17 +145,17 @@ def _engine(state: State, here: Distribution) -> tuple[list[Step], dict[str, lis
     # The distribution's engine gets the distribution's plugins, or Docker's if its own would be borrowed.
     if reached and not rivals and (not own_engine or here.borrows):
         steps = [] if DOCKER in state.repositories else _docker_repository(here)
-        return steps, {f"Docker's own {', '.join(missing)}": _names(VENDOR, missing)}
+        return steps, {f"Docker {', '.join(missing)} from Docker's own repository": _names(VENDOR, missing)}
     if here.own and "podman-docker" not in rivals and (own_engine or not state.dockerd):
         parts = list(here.own) if here.borrows else missing  # borrowed ones belong together
-        why = "" if reached else f", since {DOCKER} does not serve it"
-        why = f", which leaves {', '.join(rivals)} in place" if rivals else why
-        names = {f"{here.name}'s own Docker {', '.join(parts)}{why}": _names(here.own, parts)}
+        why = "" if reached else f" ({DOCKER} does not serve it)"
+        why = f" (Docker's own would replace {', '.join(rivals)})" if rivals else why
+        names = {f"Docker {', '.join(parts)} from {here.name}'s own packages{why}": _names(here.own, parts)}
         return (_borrow(state, here) if here.borrows else []), names
     if rivals:
         hint = f"if you do not need them: sudo {here.manager} remove {' '.join(rivals)}; then run host-setup again"
         raise Unfit(f"Docker would replace {', '.join(rivals)}, and host-setup removes nothing", hint)
-    what = f"{DOCKER} does not answer, and {here.name}'s own packages have no sufficient {', '.join(missing)}"
+    what = f"{DOCKER} does not answer, and {here.name} has no packages of its own for {', '.join(missing)}"
     raise Unfit(what, f"let this machine reach it (proxy, firewall), or {BY_HAND}")
 
 
@@ -171,7 +171,7 @@ def _borrow(state: State, here: Distribution) -> list[Step]:
     source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {state.mirror} {here.borrows} main"
     release = f"Pin: release n={here.borrows}"
     pins = ("Package: *", release, "Pin-Priority: -10", "", f"Package: {names}", release, "Pin-Priority: 900")
-    why = f"{here.name}'s own has no compose 2: {here.borrows}'s section of its mirror, for these packages alone"
+    why = f"{here.name} has no package of compose 2: let apt take these packages alone from {here.borrows}"
     return [
         _write(f"/etc/apt/preferences.d/maketune-{here.borrows}", pins, why),
         _write(f"/etc/apt/sources.list.d/maketune-{here.borrows}.list", (source,), why),
@@ -179,14 +179,14 @@ def _borrow(state: State, here: Distribution) -> list[Step]:
 
 
 def _docker_repository(here: Distribution) -> list[Step]:
-    base, why = DOCKER_REPOSITORY + here.repository, "Docker's own repository, with its key"
+    base, why = DOCKER_REPOSITORY + here.repository, "add Docker's own repository, with its key"
     if here.manager == "dnf":
         return [_download(base + "/docker-ce.repo", "/etc/yum.repos.d/docker-ce.repo", why)]
     return _apt_source("docker", base + "/gpg", f"{base} {here.codename} stable", why)
 
 
 def _toolkit_repository(state: State, here: Distribution) -> list[Step]:
-    name, why = "nvidia-container-toolkit", "NVIDIA's own repository of the Container Toolkit, with its key"
+    name, why = "nvidia-container-toolkit", "add NVIDIA's own repository of the Container Toolkit, with its key"
     if TOOLKIT in state.repositories:
         return []
     if TOOLKIT not in state.answers:
