@@ -21,9 +21,17 @@ RUN_GB, RUN_LEAST_GB = 10, 1
 """Disk space for a run. A checkpoint of GPT-2 small takes 1.5 GB; train checks by itself what its run needs."""
 DATA_CENTER = re.compile(r"Tesla |GRID |^NVIDIA (A|B|H|L|GH|GB)\d")
 CONSUMER = re.compile(r"GeForce|TITAN")
-SHM_THREAD = "https://github.com/pytorch/pytorch/issues/5040"
-NAME_THREAD = "https://github.com/pallets/werkzeug/issues/1471"
-HOME_PAGE = "https://docs.docker.com/engine/containers/run/#user"
+REFERENCES = {
+    "driver-too-old": "https://github.com/NVIDIA/nvidia-container-toolkit/issues/152",
+    "gpu-too-new": "https://github.com/pytorch/pytorch/issues/167244",
+    "gpu-memory-taken": "https://docs.nvidia.com/deploy/nvidia-smi/",
+    "cuda-compat-forward": "https://github.com/NVIDIA/nvidia-docker/issues/1294",
+    "shm-too-small": "https://github.com/pytorch/pytorch/issues/5040",
+    "uid-without-name": "https://github.com/pallets/werkzeug/issues/1471",
+    "home-not-writable": "https://docs.docker.com/engine/containers/run/#user",
+    "disk-space": "https://docs.docker.com/engine/manage-resources/pruning/",
+}
+"""The upstream page or thread about each check that both sides make."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,13 @@ def judged(
     id: str, good: bool, found: str, wanted: str, fix: str, reference: str = "", otherwise: str = FAIL
 ) -> Finding:
     """A finding that is ok, or else has the status `otherwise` and a fix."""
+    reference = reference or REFERENCES.get(id, "")
     return Finding(id, OK if good else otherwise, found, wanted, "" if good else fix, reference)
+
+
+def verdict(good: bool, found: str, wanted: str, fix: str, otherwise: str = FAIL) -> Finding:
+    """The same for a check whose id and reference stand in a registry, which adds them."""
+    return judged("", good, found, wanted, fix, "", otherwise)
 
 
 def skipped(why: str, *ids: str) -> list[Finding]:
@@ -119,15 +133,8 @@ def driver_too_old(driver: str, pins: Pins, compat: bool = False, install: str =
     else:
         status, text = OK, f"runs CUDA {cuda}"
     fix = f"install NVIDIA driver {recommended} or later on the host" + (f" ({install})" if install else "")
-    return judged(
-        "driver-too-old",
-        status == OK,
-        f"NVIDIA driver {driver} {text}",
-        f"{recommended} or later",
-        fix + ", then reboot",
-        "https://github.com/NVIDIA/nvidia-container-toolkit/issues/152",
-        status,
-    )
+    found, wanted = f"NVIDIA driver {driver} {text}", f"{recommended} or later"
+    return judged("driver-too-old", status == OK, found, wanted, fix + ", then reboot", otherwise=status)
 
 
 def has_kernels(gpu: Gpu, pins: Pins) -> bool:
@@ -158,8 +165,7 @@ def gpu_too_new(gpus: Sequence[Gpu], pins: Pins, flavors: Mapping[str, Pins]) ->
             fixes.append(f"use a flavor for CUDA {pins['CUDA_FOR_NEWER_GPUS']} or later")
         good = ",".join(gpu.uuid or str(gpu.index) for gpu in gpus if gpu not in bad)
         fixes.append("choose the GPUs that have kernels: GPUS=" + good if good else "use another GPU")
-    reference = "https://github.com/pytorch/pytorch/issues/167244"
-    return judged("gpu-too-new", not bad, found, range_, "; or ".join(fixes), reference)
+    return judged("gpu-too-new", not bad, found, range_, "; or ".join(fixes))
 
 
 def gpu_memory_taken(gpus: Sequence[Gpu]) -> Finding:
@@ -174,8 +180,7 @@ def gpu_memory_taken(gpus: Sequence[Gpu]) -> Finding:
             status = FAIL if free < FULL or status == FAIL else WARN
     free_text = ", ".join(f"{gpu}: {gpu.used_mib} of {gpu.memory_mib} MiB taken" for gpu in known) or "not reported"
     fix = "end those processes (sudo kill <PID> on the host), or choose another GPU with GPUS="
-    reference = "https://docs.nvidia.com/deploy/nvidia-smi/"
-    return judged("gpu-memory-taken", not taken, "; ".join(taken) or free_text, "free GPUs", fix, reference, status)
+    return judged("gpu-memory-taken", not taken, "; ".join(taken) or free_text, "free GPUs", fix, otherwise=status)
 
 
 def cuda_compat_forward(
@@ -192,27 +197,26 @@ def cuda_compat_forward(
     if bad:
         names = ", ".join(sorted({gpu.name for gpu in refused or gpus})) or "this GPU"
         found = f"the loader takes cuda-compat's libcuda ({found}), which {names} refuses (CUDA error 804)"
-    reference = "https://github.com/NVIDIA/nvidia-docker/issues/1294"
-    return judged("cuda-compat-forward", not bad, found, "the driver's own libcuda", fix, reference, otherwise)
+    return judged("cuda-compat-forward", not bad, found, "the driver's own libcuda", fix, otherwise=otherwise)
 
 
 def shm_too_small(size_bytes: int, fix: str) -> Finding:
     """Loader workers hand batches over through /dev/shm."""
     size = f"{size_bytes / 2**20:,.0f} MiB" if size_bytes >= 2**20 else f"{size_bytes / 2**10:.0f} KiB"
     wanted = f"{SHM_BYTES >> 20} MiB or more in /dev/shm"
-    return judged("shm-too-small", size_bytes >= SHM_BYTES, size, wanted, fix, SHM_THREAD)
+    return judged("shm-too-small", size_bytes >= SHM_BYTES, size, wanted, fix)
 
 
 def uid_without_name(uid: int, name: str, fix: str) -> Finding:
     """Whether getpass finds a name for the UID: without one torch's inductor, Triton and datasets fail."""
     found = f"UID {uid} is {name}" if name else f"UID {uid} has no passwd entry, and USER is not set"
-    return judged("uid-without-name", bool(name), found, "a name", fix, NAME_THREAD)
+    return judged("uid-without-name", bool(name), found, "a name", fix)
 
 
 def home_not_writable(home: str, error: str, fix: str) -> Finding:
     """Whether HOME can be written: libraries that have no setting of their own keep caches there."""
     found = f"{home}: {error}" if error else f"{home} can be written"
-    return judged("home-not-writable", not error, found, "a writable HOME", fix, HOME_PAGE)
+    return judged("home-not-writable", not error, found, "a writable HOME", fix)
 
 
 def disk_space(rooms: Sequence[Room]) -> Finding:
@@ -223,5 +227,4 @@ def disk_space(rooms: Sequence[Room]) -> Finding:
     found = f"{room.free_bytes / 1e9:,.1f} GB free at {room.place}"
     wanted = f"{room.wanted_gb:g} GB for {room.content} ({room.least_gb:g} GB at least)"
     fix = "make clean lists what maketune holds; docker system df, docker system prune; or move the engine's data-root"
-    reference = "https://docs.docker.com/engine/manage-resources/pruning/"
-    return judged("disk-space", not missing, found, wanted, fix, reference, FAIL if least else WARN)
+    return judged("disk-space", not missing, found, wanted, fix, otherwise=FAIL if least else WARN)

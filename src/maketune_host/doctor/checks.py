@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Callable, NamedTuple
 
 from maketune_common.errors import Unfit
-from maketune_common.findings import FAIL, SKIPPED, WARN, Finding, Pins, severity
+from maketune_common.findings import FAIL, REFERENCES, SKIPPED, WARN, Finding, Pins, severity
 from maketune_host.doctor import engine, gpu, system
-from maketune_host.doctor.engine import in_container, unless_local
+from maketune_host.doctor.engine import in_container, unless_local, with_gpu_in_container
 from maketune_host.doctor.facts import Host
 from maketune_host.doctor.gpu import driver_here, with_gpu
 from maketune_host.terminal import complain
@@ -18,15 +19,12 @@ def everywhere(host: Host) -> str:
     return ""
 
 
-def with_gpu_in_container(host: Host) -> str:
-    """For checks of hosts whose containers get a GPU."""
-    return with_gpu(host) or in_container(host)
-
-
 class Check(NamedTuple):
     """A pure function from a host and the flavor's pins to a finding, and when it is called."""
 
     judge: Callable[[Host, Pins], Finding]
+    reference: str = ""
+    """The upstream page or thread about the problem."""
     applies: Callable[[Host], str] = everywhere
     """Says why a host has no use for the check; an empty text if it has."""
     preflight: bool = True
@@ -40,47 +38,63 @@ class Check(NamedTuple):
     def __call__(self, host: Host, pins: Pins) -> Finding:
         """Judge a host, if the check applies to it."""
         why_not = self.applies(host)
-        return Finding(self.id, SKIPPED, why_not) if why_not else self.judge(host, pins)
+        finding = Finding(self.id, SKIPPED, why_not) if why_not else self.judge(host, pins)
+        return replace(finding, id=self.id, reference=self.reference or REFERENCES.get(self.id, ""))
 
 
 ENGINE = (
-    Check(engine.engine_missing, unless_local, preflight=False),
-    Check(engine.engine_permission, unless_local, preflight=False),
-    Check(engine.engine_down, unless_local, preflight=False),
-    Check(engine.compose_missing, in_container, preflight=False),
+    Check(engine.engine_missing, "https://docs.docker.com/engine/install/", unless_local, preflight=False),
+    Check(
+        engine.engine_permission,
+        "https://docs.docker.com/engine/install/linux-postinstall/",
+        unless_local,
+        preflight=False,
+    ),
+    Check(engine.engine_down, "https://docs.docker.com/engine/daemon/troubleshoot/", unless_local, preflight=False),
+    Check(engine.compose_missing, "https://docs.docker.com/compose/install/linux/", in_container, preflight=False),
 )
 """What decides between the runners."""
 CHECKS = (
     Check(system.machine_unsupported),
-    Check(system.pip_missing),
+    Check(system.pip_missing, "https://docs.python.org/3/library/venv.html"),
     Check(system.shm_too_small),
-    Check(system.outputs_root_owned),
+    Check(system.outputs_root_owned, "https://github.com/docker/cli/issues/4582"),
     Check(system.disk_space),
     Check(system.repository_not_writable),
     Check(system.uid_without_name),
     Check(system.home_not_writable),
-    Check(system.registry_unreachable, preflight=False),
-    Check(system.packages_unreachable, preflight=False),
-    Check(system.hub_unreachable, preflight=False),
+    Check(system.registry_unreachable, "https://docs.docker.com/engine/daemon/proxy/", preflight=False),
+    Check(system.packages_unreachable, "https://pip.pypa.io/en/stable/topics/configuration/", preflight=False),
+    Check(
+        system.hub_unreachable,
+        "https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables",
+        preflight=False,
+    ),
     Check(gpu.gpu_missing),
-    Check(gpu.driver_missing, driver_here),
-    Check(gpu.driver_library_mismatch, driver_here),
-    Check(gpu.driver_too_old, with_gpu),
-    Check(gpu.gpu_too_new, with_gpu),
-    Check(gpu.gpus_differ, with_gpu),
-    Check(gpu.mig_empty, with_gpu),
-    Check(gpu.gpu_memory_taken, with_gpu),
-    Check(gpu.cuda_compat_forward, with_gpu),
-    Check(gpu.uvm_missing, with_gpu),
-    Check(gpu.fabric_manager, with_gpu),
-    Check(gpu.wsl2_driver, driver_here),
+    Check(gpu.driver_missing, "https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/", driver_here),
+    Check(gpu.driver_library_mismatch, "https://github.com/NVIDIA/nvidia-container-toolkit/issues/394", driver_here),
+    Check(gpu.driver_too_old, applies=with_gpu),
+    Check(gpu.gpu_too_new, applies=with_gpu),
+    Check(gpu.gpus_differ, "https://pytorch.org/docs/stable/notes/ddp.html", with_gpu),
+    Check(gpu.mig_empty, "https://docs.nvidia.com/datacenter/tesla/mig-user-guide/", with_gpu),
+    Check(gpu.gpu_memory_taken, applies=with_gpu),
+    Check(gpu.cuda_compat_forward, applies=with_gpu),
+    Check(gpu.uvm_missing, "https://github.com/pytorch/pytorch/issues/49081", with_gpu),
+    Check(gpu.fabric_manager, "https://github.com/pytorch/pytorch/issues/35710", with_gpu),
+    Check(gpu.wsl2_driver, "https://docs.nvidia.com/cuda/wsl-user-guide/", driver_here),
     *ENGINE,
-    Check(engine.buildx_missing, in_container, preflight=False),
-    Check(engine.docker_snap, in_container),
-    Check(engine.toolkit_missing, with_gpu_in_container),
-    Check(engine.cgroup_nvml_loss, with_gpu_in_container),
-    Check(engine.rootless_cgroups, with_gpu_in_container),
-    Check(engine.selinux_label, in_container),
+    Check(engine.buildx_missing, "https://docs.docker.com/build/install-buildx/", in_container, preflight=False),
+    Check(engine.docker_snap, "https://github.com/NVIDIA/nvidia-docker/issues/1637", in_container),
+    Check(engine.toolkit_missing, "https://github.com/NVIDIA/nvidia-docker/issues/1034", with_gpu_in_container),
+    Check(
+        engine.cgroup_nvml_loss, "https://github.com/NVIDIA/nvidia-container-toolkit/issues/48", with_gpu_in_container
+    ),
+    Check(engine.rootless_cgroups, "https://github.com/NVIDIA/libnvidia-container/issues/154", with_gpu_in_container),
+    Check(
+        engine.selinux_label,
+        "https://docs.docker.com/engine/storage/bind-mounts/#configure-the-selinux-label",
+        in_container,
+    ),
 )
 """In the order of a set-up."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from maketune_common import findings
-from maketune_common.findings import OK, SKIPPED, WARN, Finding, Pins, Room, judged
+from maketune_common.findings import OK, SKIPPED, WARN, Finding, Pins, Room, verdict
 from maketune_host.doctor.commands import install
 from maketune_host.doctor.facts import Host
 
@@ -19,29 +19,23 @@ INSIDE = "; make env-verify checks it in the container"
 def machine_unsupported(host: Host, pins: Pins) -> Finding:
     """The locks hold wheels for x86-64."""
     good = host.machine in ("x86_64", "amd64")
-    return judged("machine-unsupported", good, f"this machine is {host.machine}", "x86-64", "use an x86-64 machine")
+    return verdict(good, f"this machine is {host.machine}", "x86-64", "use an x86-64 machine")
 
 
 def pip_missing(host: Host, pins: Pins) -> Finding:
     """Steps without Docker begin with pip or venv."""
     if not host.local or host.made:
         why_not = "the venv is already installed" if host.local else "the container has its own"
-        return Finding("pip-missing", SKIPPED, why_not)
-    return judged(
-        "pip-missing",
-        host.pip,
-        "this Python has " + ("pip or venv" if host.pip else "neither pip nor venv"),
-        "either",
-        install(host.distribution, "pip"),
-        "https://docs.python.org/3/library/venv.html",
-    )
+        return Finding("", SKIPPED, why_not)
+    found = "this Python has " + ("pip or venv" if host.pip else "neither pip nor venv")
+    return verdict(host.pip, found, "either", install(host.distribution, "pip"))
 
 
-def _compose_sets(id: str, host: Host, reference: str, *names: str) -> Finding:
+def _compose_sets(host: Host, *names: str) -> Finding:
     """Whether compose.yaml sets these variables; whether their values serve is checked in the container."""
     unset = [name for name in names if not re.search(rf"^\s+{name}: *\S", host.compose_file, re.MULTILINE)]
     found = f"compose.yaml does not set {', '.join(unset)}" if unset else f"compose.yaml sets {', '.join(names)}"
-    return judged(id, not unset, found + INSIDE * (not unset), "set for any UID", RESTORE, reference)
+    return verdict(not unset, found + INSIDE * (not unset), "set for any UID", RESTORE)
 
 
 def shm_too_small(host: Host, pins: Pins) -> Finding:
@@ -50,19 +44,13 @@ def shm_too_small(host: Host, pins: Pins) -> Finding:
         return findings.shm_too_small(host.shm_bytes, "sudo mount -o remount,size=2G /dev/shm")
     size = re.search(r"^\s+shm_size: *(\S+)", host.compose_file, re.MULTILINE)
     given = f"compose.yaml gives {size.group(1)}{INSIDE}" if size else "compose.yaml gives the engine's default, 64 MiB"
-    return judged("shm-too-small", bool(size), given, "shm_size: 2gb", RESTORE, findings.SHM_THREAD)
+    return verdict(bool(size), given, "shm_size: 2gb", RESTORE)
 
 
 def outputs_root_owned(host: Host, pins: Pins) -> Finding:
     """What an engine or a root container created there cannot be written by the caller."""
-    return judged(
-        "outputs-root-owned",
-        not host.root_owned,
-        f"{host.root_owned} belongs to root" if host.root_owned else "nothing in runs/ and .cache/ is root's alone",
-        "your own files",
-        "sudo chown -R $(id -u):$(id -g) runs .cache",
-        "https://github.com/docker/cli/issues/4582",
-    )
+    found = f"{host.root_owned} belongs to root" if host.root_owned else "nothing in runs/ and .cache/ is root's alone"
+    return verdict(not host.root_owned, found, "your own files", "sudo chown -R $(id -u):$(id -g) runs .cache")
 
 
 def disk_space(host: Host, pins: Pins) -> Finding:
@@ -79,49 +67,45 @@ def repository_not_writable(host: Host, pins: Pins) -> Finding:
     """Runs and caches are written here, whatever the runner."""
     found = f"{host.unwritable} cannot be written" if host.unwritable else "writable"
     fix = f"sudo chown -R $(id -u):$(id -g) {host.unwritable}, or clone to a place of your own"
-    return judged("repository-not-writable", not host.unwritable, found, "runs/ and .cache/ writable", fix)
+    return verdict(not host.unwritable, found, "runs/ and .cache/ writable", fix)
 
 
 def uid_without_name(host: Host, pins: Pins) -> Finding:
     """The caller's name, or in the container USER."""
     if not host.local:
-        return _compose_sets("uid-without-name", host, findings.NAME_THREAD, "USER")
+        return _compose_sets(host, "USER")
     return findings.uid_without_name(host.uid, host.user, "export USER=maketune")
 
 
 def home_not_writable(host: Host, pins: Pins) -> Finding:
     """Libraries keep caches in HOME: on the cache mount in the container, locally the caller's own."""
     if not host.local:
-        return _compose_sets("home-not-writable", host, findings.HOME_PAGE, "HOME", *CACHES)
+        return _compose_sets(host, "HOME", *CACHES)
     if host.home_error and host.made:
-        return Finding("home-not-writable", OK, "HOME cannot be written, but the venv is already installed")
+        return Finding("", OK, "HOME cannot be written, but the venv is already installed")
     return findings.home_not_writable(host.home, host.home_error, "export HOME=<a folder of yours>")
 
 
-def _reached(id: str, host: Host, name: str, needed: bool, fix: str, reference: str) -> Finding:
+def _reached(host: Host, name: str, needed: bool, fix: str) -> Finding:
     if name not in host.reach:
-        return Finding(id, SKIPPED, "not asked" if needed else "not needed: the environment is already installed")
+        return Finding("", SKIPPED, "not asked" if needed else "not needed: the environment is already installed")
     error = host.reach[name]
-    return judged(id, not error, f"{name}: {error}" if error else f"{name} answers", "an answer", fix, reference, WARN)
+    return verdict(not error, f"{name}: {error}" if error else f"{name} answers", "an answer", fix, WARN)
 
 
 def registry_unreachable(host: Host, pins: Pins) -> Finding:
     """The base image comes from a registry. A warning: a mirror may serve it."""
     fix = "BASE_IMAGE=<the same image in your mirror>, or configure a proxy for the engine"
-    reference = "https://docs.docker.com/engine/daemon/proxy/"
-    needed = not host.local and not host.made
-    return _reached("registry-unreachable", host, "image registry", needed, fix, reference)
+    return _reached(host, "image registry", not host.local and not host.made, fix)
 
 
 def packages_unreachable(host: Host, pins: Pins) -> Finding:
     """The wheels come from a package registry."""
     fix = "UV_DEFAULT_INDEX=<your mirror>, HTTPS_PROXY, or SSL_CERT_FILE for a certificate authority of your own"
-    reference = "https://pip.pypa.io/en/stable/topics/configuration/"
-    return _reached("packages-unreachable", host, "package registry", not host.made, fix, reference)
+    return _reached(host, "package registry", not host.made, fix)
 
 
 def hub_unreachable(host: Host, pins: Pins) -> Finding:
     """Pretrained models and data sets come from the Hub; your own texts and models do not."""
     fix = "HF_ENDPOINT=<your mirror>, HTTPS_PROXY, or DATA= and MODEL= with files of your own"
-    reference = "https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables"
-    return _reached("hub-unreachable", host, "model hub", True, fix, reference)
+    return _reached(host, "model hub", True, fix)
