@@ -16,7 +16,7 @@ Pins = Mapping[str, str]
 SHM_BYTES = 64 * 2**20
 """The least /dev/shm that loader workers can be expected to live with; it is the engine's default."""
 FULL, BUSY = 0.1, 0.9
-"""Shares of a GPU's memory: with less than FULL free nothing fits; with less than BUSY free someone is using it."""
+"""Shares of a GPU's memory: with less than FULL free nothing fits; with less than BUSY free somebody is using it."""
 RUN_GB, RUN_LEAST_GB = 10, 1
 """Disk space for a run. A checkpoint of GPT-2 small takes 1.5 GB; train checks by itself what its run needs."""
 DATA_CENTER = re.compile(r"Tesla |GRID |^NVIDIA (A|B|H|L|GH|GB)\d")
@@ -151,13 +151,13 @@ def gpu_too_new(gpus: Sequence[Gpu], pins: Pins, flavors: Mapping[str, Pins]) ->
     known = [gpu for gpu in gpus if gpu.capability]
     if not known:
         return Finding("gpu-too-new", SKIPPED, "the driver does not report the compute capability")
-    range_ = "{COMPUTE_CAPABILITY_MINIMUM} to {COMPUTE_CAPABILITY_MAXIMUM}".format(**pins)
+    supported = "{COMPUTE_CAPABILITY_MINIMUM} to {COMPUTE_CAPABILITY_MAXIMUM}".format(**pins)
     bad = [gpu for gpu in known if not has_kernels(gpu, pins)]
     found = "; ".join(f"{gpu} has compute capability {gpu.capability}" for gpu in bad or known)
     fixes = []
     if bad:
-        found += f", and this flavor's wheels hold kernels for {range_}"
-        others = [name for name, other in flavors.items() if all(has_kernels(gpu, other) for gpu in bad)]
+        found += f", and this flavor's wheels hold kernels for {supported}"
+        others = [name for name, other in flavors.items() if all(has_kernels(gpu, other) for gpu in gpus)]
         newer = all(version(gpu.capability) > version(pins["COMPUTE_CAPABILITY_MAXIMUM"]) for gpu in bad)
         if others:
             fixes.append("use a flavor that has them: " + " or ".join(f"FLAVOR={name}" for name in others))
@@ -165,7 +165,7 @@ def gpu_too_new(gpus: Sequence[Gpu], pins: Pins, flavors: Mapping[str, Pins]) ->
             fixes.append(f"use a flavor for CUDA {pins['CUDA_FOR_NEWER_GPUS']} or later")
         good = ",".join(gpu.uuid or str(gpu.index) for gpu in gpus if gpu not in bad)
         fixes.append("choose the GPUs that have kernels: GPUS=" + good if good else "use another GPU")
-    return judged("gpu-too-new", not bad, found, range_, "; or ".join(fixes))
+    return judged("gpu-too-new", not bad, found, supported, "; or ".join(fixes))
 
 
 def gpu_memory_taken(gpus: Sequence[Gpu]) -> Finding:
@@ -178,9 +178,9 @@ def gpu_memory_taken(gpus: Sequence[Gpu]) -> Finding:
             users = ", ".join(gpu.processes) or "processes that cannot be seen from here"
             taken.append(f"{gpu}: {gpu.used_mib} of {gpu.memory_mib} MiB taken by {users}")
             status = FAIL if free < FULL or status == FAIL else WARN
-    free_text = ", ".join(f"{gpu}: {gpu.used_mib} of {gpu.memory_mib} MiB taken" for gpu in known) or "not reported"
+    usual = ", ".join(f"{gpu}: {gpu.used_mib} of {gpu.memory_mib} MiB taken" for gpu in known) or "not reported"
     fix = "end those processes (sudo kill <PID> on the host), or choose another GPU with GPUS="
-    return judged("gpu-memory-taken", not taken, "; ".join(taken) or free_text, "free GPUs", fix, otherwise=status)
+    return judged("gpu-memory-taken", not taken, "; ".join(taken) or usual, "free GPUs", fix, otherwise=status)
 
 
 def cuda_compat_forward(
