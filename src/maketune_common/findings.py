@@ -200,22 +200,25 @@ def cuda_compat_forward(
     return judged("cuda-compat-forward", not bad, found, "the driver's own libcuda", fix, otherwise=otherwise)
 
 
-def shm_too_small(size_bytes: int, fix: str) -> Finding:
+def shm_too_small(size_bytes: int) -> Finding:
     """Loader workers hand batches over through /dev/shm."""
     size = f"{size_bytes / 2**20:,.0f} MiB" if size_bytes >= 2**20 else f"{size_bytes / 2**10:.0f} KiB"
     wanted = f"{SHM_BYTES >> 20} MiB or more in /dev/shm"
+    fix = "sudo mount -o remount,size=2G /dev/shm; in a container raise shm_size in compose.yaml"
     return judged("shm-too-small", size_bytes >= SHM_BYTES, size, wanted, fix)
 
 
-def uid_without_name(uid: int, name: str, fix: str) -> Finding:
+def uid_without_name(uid: int, name: str) -> Finding:
     """Whether getpass finds a name for the UID: without one torch's inductor, Triton and datasets fail."""
     found = f"UID {uid} is {name}" if name else f"UID {uid} has no passwd entry, and USER is not set"
+    fix = "export USER=maketune; in a container set USER in compose.yaml"
     return judged("uid-without-name", bool(name), found, "a name", fix)
 
 
-def home_not_writable(home: str, error: str, fix: str) -> Finding:
+def home_not_writable(home: str, error: str) -> Finding:
     """Whether HOME can be written: libraries that have no setting of their own keep caches there."""
     found = f"{home}: {error}" if error else f"{home} can be written"
+    fix = "export HOME=<a folder that you can write>; in a container set HOME in compose.yaml"
     return judged("home-not-writable", not error, found, "a writable HOME", fix)
 
 

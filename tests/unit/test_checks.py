@@ -33,7 +33,6 @@ PLACE = Place(
     shm_bytes=2**31,
     uid=1,
     user="x",
-    local=False,
 )
 WHEELS = "/venv/lib/python3.11/site-packages/nvidia/cudnn/lib"
 ONE = Cudnn(WHEELS, (f"{WHEELS}/libcudnn.so.9", f"{WHEELS}/libcudnn_graph.so.9"))

@@ -40,24 +40,17 @@ class Place:
     uid: int
     user: str
     """The name that getpass finds; empty if it finds none."""
-    local: bool
-    """Whether the step runs in a venv on the host."""
 
 
 def check(place: Place) -> list[Finding]:
     """Judge all of it."""
     rooms = [Room(folder.path, "a run", folder.free_bytes) for folder in place.folders]
-    home_fix = f"set HOME to a folder that UID {place.uid} can write"
-    shm_fix = "raise shm_size in compose.yaml (docker run --shm-size=2g)"
-    user_fix = "set USER in compose.yaml (docker run -e USER=maketune)"
-    if place.local:
-        shm_fix, user_fix = "sudo mount -o remount,size=2G /dev/shm", "export USER=maketune"
     return [
         writable(place),
-        findings.home_not_writable(place.home.path, place.home.error, home_fix),
+        findings.home_not_writable(place.home.path, place.home.error),
         executable(place),
-        findings.shm_too_small(place.shm_bytes, shm_fix),
-        findings.uid_without_name(place.uid, place.user, user_fix),
+        findings.shm_too_small(place.shm_bytes),
+        findings.uid_without_name(place.uid, place.user),
         findings.disk_space(rooms),
     ]
 
@@ -95,7 +88,6 @@ def look(run: Path) -> Place:
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.exists("/dev/shm") else 0,
         uid=os.getuid(),
         user=user,
-        local=contract.told().runner == "local",
     )
 
 

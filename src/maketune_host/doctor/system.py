@@ -41,7 +41,7 @@ def _compose_sets(host: Host, *names: str) -> Finding:
 def shm_too_small(host: Host, pins: Pins) -> Finding:
     """The container's own /dev/shm, or locally this machine's."""
     if host.local:
-        return findings.shm_too_small(host.shm_bytes, "sudo mount -o remount,size=2G /dev/shm")
+        return findings.shm_too_small(host.shm_bytes)
     size = re.search(r"^\s+shm_size: *(\S+)", host.compose_file, re.MULTILINE)
     given = f"compose.yaml gives {size.group(1)}{INSIDE}" if size else "compose.yaml gives the engine's default, 64 MiB"
     return verdict(bool(size), given, "shm_size: 2gb", RESTORE)
@@ -74,7 +74,7 @@ def uid_without_name(host: Host, pins: Pins) -> Finding:
     """The caller's name, or in the container USER."""
     if not host.local:
         return _compose_sets(host, "USER")
-    return findings.uid_without_name(host.uid, host.user, "export USER=maketune")
+    return findings.uid_without_name(host.uid, host.user)
 
 
 def home_not_writable(host: Host, pins: Pins) -> Finding:
@@ -83,7 +83,7 @@ def home_not_writable(host: Host, pins: Pins) -> Finding:
         return _compose_sets(host, "HOME", *CACHES)
     if host.home_error and host.made:
         return Finding("", OK, "HOME cannot be written, but the venv is already installed")
-    return findings.home_not_writable(host.home, host.home_error, "export HOME=<a folder of yours>")
+    return findings.home_not_writable(host.home, host.home_error)
 
 
 def _reached(host: Host, name: str, needed: bool, fix: str) -> Finding:
