@@ -179,7 +179,7 @@ def gpu_memory_taken(gpus: Sequence[Gpu]) -> Finding:
             taken.append(f"{gpu}: {gpu.used_mib} of {gpu.memory_mib} MiB taken by {users}")
             status = FAIL if free < FULL or status == FAIL else WARN
     usual = ", ".join(f"{gpu}: {gpu.used_mib} of {gpu.memory_mib} MiB taken" for gpu in known) or "not reported"
-    fix = "end those processes (sudo kill <PID> on the host), or choose another GPU with GPUS="
+    fix = "end those processes (sudo kill <PID> on the host), or choose another GPU with GPUS=<UUID>"
     return judged("gpu-memory-taken", not taken, "; ".join(taken) or usual, "free GPUs", fix, otherwise=status)
 
 

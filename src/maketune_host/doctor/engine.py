@@ -116,7 +116,7 @@ def cgroup_nvml_loss(host: Host, pins: Pins) -> Finding:
     driver = host.docker.info.get("CgroupDriver", "")
     good = driver != "systemd" or not _legacy(host)
     found = "systemd's cgroups with the toolkit's legacy hook: a daemon-reload takes the GPU from running containers"
-    found = f"cgroup driver {driver}, GPUs by {host.docker.gpu_driver}" if good else found
+    found = f"cgroup driver {driver}, GPUs by {host.docker.gpu_driver or 'nothing yet'}" if good else found
     fix = f"{install(host.distribution, 'toolkit')} && {service(host.distribution, host.systemd, 'restart')} "
     fix += "(1.18 or later writes a CDI specification, Docker 28.2 or later reads it); "
     fix += 'or "exec-opts": ["native.cgroupdriver=cgroupfs"] in /etc/docker/daemon.json'
