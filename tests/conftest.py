@@ -10,9 +10,8 @@ import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: threads that spin starve others
 
-from maketune_host import doctor as checks
-from maketune_host.doctor import facts
-from maketune_host.doctor.host import Host
+from maketune_host.doctor import checks, facts
+from maketune_host.doctor.facts import Host
 from maketune_host.launch import image, venv
 from support import workspace
 from support.clones import STUB, clone

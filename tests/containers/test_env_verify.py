@@ -20,9 +20,9 @@ def verified(step, folder, code):
     assert record["verdict"] == ("fail" if code else "ok")
     assert all(set(each) == {"id", "status", "found", "wanted", "fix", "reference"} for each in record["checks"])
     wrong = {each["id"]: each for each in record["checks"] if each["status"] not in ("ok", "skipped")}
-    assert {name for name, each in wrong.items() if each["status"] == "fail"} == set(wrong) - {"disk-free"}
+    assert {name for name, each in wrong.items() if each["status"] == "fail"} == set(wrong) - {"disk-space"}
     assert all(each["fix"] in output for each in wrong.values())
-    wrong.pop("disk-free", None)  # of this machine
+    wrong.pop("disk-space", None)  # of this machine
     return wrong
 
 
@@ -30,7 +30,7 @@ def test_a_step_as_make_runs_it_is_fit(image, strangers_folder):
     assert verified(container(image, strangers_folder, "env-verify"), strangers_folder, 0) == {}
     checks = {each["id"]: each for each in json.loads((strangers_folder / "runs/smoke/env.json").read_text())["checks"]}
     lock = (REPOSITORY / f"docker/locks/{FLAVOR}.txt").read_text()
-    assert checks["package-versions"]["found"] == f"{lock.count('==')} as locked"
+    assert checks["package-versions"]["found"] == f"{lock.count('==')} packages, as locked"
     assert FLAVOR == "cpu" or "/nvidia/cudnn/lib" in checks["cudnn-single"]["found"]
     assert {"kernels-fp32", "kernels-bf16", "kernels-attention"} <= {
         name for name, each in checks.items() if each["status"] == "ok"
@@ -62,9 +62,9 @@ def test_a_second_cudnn_is_named_before_torch_loads_it(image, strangers_folder, 
 
 def test_a_tiny_shm_is_named(image, strangers_folder):
     wrong = verified(container(image, strangers_folder, "env-verify", shm_size="64k"), strangers_folder, 3)
-    assert list(wrong) == ["shm-size"]
-    assert wrong["shm-size"]["found"] == "64 KiB"
-    assert "shm_size" in wrong["shm-size"]["fix"]
+    assert list(wrong) == ["shm-too-small"]
+    assert wrong["shm-too-small"]["found"] == "64 KiB"
+    assert "shm_size" in wrong["shm-too-small"]["fix"]
 
 
 def test_a_read_only_cache_is_named(image, strangers_folder, tmp_path):
@@ -79,6 +79,6 @@ def test_a_read_only_cache_is_named(image, strangers_folder, tmp_path):
 
 def test_a_uid_without_a_name_is_named(image, strangers_folder):
     wrong = verified(container(image, strangers_folder, "env-verify", USER=""), strangers_folder, 3)
-    assert list(wrong) == ["uid-name"]
-    assert str(STRANGER) in wrong["uid-name"]["found"]
-    assert "USER=" in wrong["uid-name"]["fix"]
+    assert list(wrong) == ["uid-without-name"]
+    assert str(STRANGER) in wrong["uid-without-name"]["found"]
+    assert "USER=" in wrong["uid-without-name"]["fix"]

@@ -10,28 +10,36 @@ from pathlib import Path
 import pytest
 
 from maketune.environment import gpu, kernels, mounts, packages
-from maketune.environment.gpu import Gpu, Graphics
+from maketune.environment.gpu import Cuda
 from maketune.environment.kernels import Result
 from maketune.environment.mounts import Folder, Place
 from maketune.environment.packages import Cudnn
-from maketune_common import pins
+from maketune_common import findings, pins
+from maketune_common.findings import Gpu
 from support import workspace
 
-PINS = pins.read_env(Path(__file__).parents[2] / "docker/flavors/cu124.env")
+PINS = pins.read_flavor(Path(__file__).parents[2], "cu124")
+FLAVORS = {"cu124": PINS}
 ARCHS = ["sm_50", "sm_86", "sm_90"]
-GEFORCE = Gpu("NVIDIA GeForce RTX 4070 Ti", "GPU-0", 12 << 30, 400 << 20, (8, 9), 0, None)
-DATA_CENTER = Gpu("NVIDIA L4", "GPU-1", 24 << 30, 500 << 20, (8, 9), 0x4, 0)
+GEFORCE = Gpu(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-0", "580.95.05", "8.9", 12 << 10, 400)
+DATA_CENTER = Gpu(1, "NVIDIA L4", "GPU-1", "580.95.05", "8.9", 24 << 10, 500, throttle_reasons=0x4, ecc_errors=0)
 OWN, COMPAT = "/usr/lib/x86_64-linux-gnu/libcuda.so.580.1", "/usr/local/cuda-12.4/compat/libcuda.so.550.54.14"
-HEALTHY = Graphics("580.95.05", (GEFORCE,), "", OWN, 0)
+HEALTHY = Cuda("580.95.05", (GEFORCE,), "", OWN, 0)
 PLACE = Place(
-    (Folder("runs/r"), Folder(".cache/triton")), Folder("/home"), (Folder(".cache/triton"),), 2**31, 1, "", "x"
+    folders=(Folder("runs/r"), Folder(".cache/triton")),
+    temporary=Folder("/tmp"),
+    home=Folder("/home"),
+    compiled=(Folder(".cache/triton"),),
+    shm_bytes=2**31,
+    uid=1,
+    user="x",
 )
 WHEELS = "/venv/lib/python3.11/site-packages/nvidia/cudnn/lib"
 ONE = Cudnn(WHEELS, (f"{WHEELS}/libcudnn.so.9", f"{WHEELS}/libcudnn_graph.so.9"))
 
 
 def wrong(checks):
-    """The checks that are neither ok nor skipped; each says what is wanted and how to mend it."""
+    """The checks that are neither ok nor skipped; each says what is wanted and how to fix it."""
     found = {check.id: check.status for check in checks if check.status not in ("ok", "skipped")}
     assert all(check.fix and check.wanted for check in checks if check.id in found)
     assert all(not check.fix for check in checks if check.id not in found)
@@ -42,7 +50,7 @@ def wrong(checks):
     "facts", [HEALTHY, replace(HEALTHY, gpus=(DATA_CENTER,)), replace(HEALTHY, gpus=(GEFORCE,) * 4)]
 )
 def test_a_healthy_gpu_passes(facts):
-    checks = gpu.check(facts, PINS, ARCHS)
+    checks = gpu.check(facts, PINS, ARCHS, FLAVORS)
     assert wrong(checks) == {}
     assert tuple(check.id for check in checks) == gpu.IDS
     assert {check.status for check in checks} == {"ok"}
@@ -64,7 +72,7 @@ def test_a_healthy_gpu_passes(facts):
 )
 def test_the_driver_is_judged_by_the_flavors_pins(driver, status, says):
     check = gpu.driver(replace(HEALTHY, driver=driver), PINS)
-    assert (check.id, check.status) == ("driver-version", status)
+    assert (check.id, check.status) == ("driver-too-old", status)
     assert says in check.found
     assert "minor-version" not in check.found or says == "minor-version"
     assert "535 or later" in check.fix or status == "ok"
@@ -73,45 +81,44 @@ def test_the_driver_is_judged_by_the_flavors_pins(driver, status, says):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"driver": "525.60.12"}, {"driver-version": "fail"}),
-        ({"libcuda": COMPAT, "init": 804}, {"libcuda-compat": "fail"}),
-        ({"libcuda": COMPAT}, {"libcuda-compat": "fail"}),
+        ({"driver": "525.60.12"}, {"driver-too-old": "fail"}),
+        ({"libcuda": COMPAT, "init": 804}, {"cuda-compat-forward": "fail"}),
+        ({"libcuda": COMPAT}, {"cuda-compat-forward": "fail"}),
         ({"init": 802}, {"cuda-init": "fail"}),
         ({"init": 999}, {"cuda-init": "fail"}),
         ({"init": 46}, {"cuda-init": "fail"}),
-        ({"gpus": (replace(GEFORCE, name="Tesla K80", capability=(3, 7)),)}, {"capability": "fail"}),
-        ({"gpus": (GEFORCE, replace(GEFORCE, name="RTX 5090", capability=(12, 0)))}, {"capability": "fail"}),
+        ({"gpus": (replace(GEFORCE, name="Tesla K80", capability="3.7"),)}, {"gpu-too-new": "fail"}),
+        ({"gpus": (GEFORCE, replace(GEFORCE, name="RTX 5090", capability="12.0"))}, {"gpu-too-new": "fail"}),
         ({"gpus": (replace(GEFORCE, throttle_reasons=0x40 | 0x4),)}, {"gpu-throttled": "warn"}),
         ({"gpus": (replace(DATA_CENTER, ecc_errors=2),)}, {"gpu-ecc": "warn"}),
         ({"gpus": (replace(DATA_CENTER, remapping=True),)}, {"gpu-ecc": "warn"}),
-        ({"gpus": (replace(GEFORCE, processes=((4242, 3 << 30),)),)}, {"gpu-memory-taken": "warn"}),
-        ({"gpus": (replace(GEFORCE, used_bytes=9 << 30),)}, {"gpu-memory-taken": "warn"}),
-        ({"gpus": (), "error": "Driver/library version mismatch"}, {"driver-version": "fail"}),
-        ({"gpus": (), "error": "Not Supported"}, {"driver-version": "warn"}),
+        ({"gpus": (replace(GEFORCE, processes=("PID 4242 (3072 MiB)",)),)}, {"gpu-memory-taken": "warn"}),
+        ({"gpus": (replace(GEFORCE, used_mib=9 << 10),)}, {"gpu-memory-taken": "warn"}),
+        ({"gpus": (replace(GEFORCE, used_mib=12000),)}, {"gpu-memory-taken": "fail"}),
+        ({"gpus": (), "error": "Driver/library version mismatch"}, {"nvml": "fail"}),
+        ({"gpus": (), "error": "Not Supported"}, {"nvml": "warn"}),
     ],
 )
 def test_a_gpu_with_one_thing_wrong_is_named_alone(change, expected):
-    assert wrong(gpu.check(replace(HEALTHY, **change), PINS, ARCHS)) == expected
+    assert wrong(gpu.check(replace(HEALTHY, **change), PINS, ARCHS, FLAVORS)) == expected
 
 
 def test_what_is_found_on_a_gpu_is_said_with_names_and_numbers():
-    newer = gpu.capability(replace(HEALTHY, gpus=(replace(GEFORCE, name="RTX 5090", capability=(12, 0)),)), PINS, ARCHS)
-    assert "RTX 5090" in newer.found and "CUDA 12.8" in newer.fix
-    busy = gpu.taken([replace(GEFORCE, processes=((4242, 3 << 30), (7, None)))])
-    assert "PID 4242 3072 MiB, PID 7 ? MiB" in busy.found
+    busy = findings.gpu_memory_taken([replace(GEFORCE, processes=(gpu._process(4242, 3 << 30), gpu._process(7, None)))])
+    assert "PID 4242 (3072 MiB), PID 7 (? MiB)" in busy.found
     assert "hardware thermal slowdown" in gpu.throttled([replace(GEFORCE, throttle_reasons=0x40)]).found
     assert "2 uncorrected" in gpu.ecc([replace(DATA_CENTER, ecc_errors=2)]).found
-    assert "reboot" in gpu.driver(Graphics(error="Driver/Library Version Mismatch"), PINS).fix
+    assert "reboot" in gpu.nvml_answers(Cuda(error="Driver/Library Version Mismatch")).fix
 
 
 def test_compat_carries_a_data_center_gpu_over_an_old_driver():
-    facts = Graphics("470.256.02", (DATA_CENTER,), "", COMPAT, 0)
-    assert wrong(gpu.check(facts, PINS, ARCHS)) == {"driver-version": "warn"}
+    facts = Cuda("470.256.02", (DATA_CENTER,), "", COMPAT, 0)
+    assert wrong(gpu.check(facts, PINS, ARCHS, FLAVORS)) == {"driver-too-old": "warn"}
 
 
 def test_without_pins_torchs_own_list_of_kernels_decides():
-    assert wrong(gpu.check(HEALTHY, {}, ["sm_75", "sm_120", "compute_120"])) == {}
-    assert wrong(gpu.check(HEALTHY, {}, ["sm_100", "sm_120"])) == {"capability": "fail"}
+    assert wrong(gpu.check(HEALTHY, {}, ["sm_75", "sm_120", "compute_120"], {})) == {}
+    assert wrong(gpu.check(HEALTHY, {}, ["sm_100", "sm_120"], {})) == {"gpu-too-new": "fail"}
 
 
 def test_cuda_visible_devices_leaves_what_it_names():
@@ -155,13 +162,13 @@ def test_packages_and_torchs_libraries_are_held_against_lock_and_pins():
     [
         ({}, {}),
         ({"folders": (Folder(".cache/triton", "Read-only file system"),)}, {"mounts-writable": "fail"}),
-        ({"home": Folder("/", "Permission denied")}, {"home-writable": "fail"}),
+        ({"home": Folder("/", "Permission denied")}, {"home-not-writable": "fail"}),
         ({"compiled": (Folder("/tmp/triton", executable=False),)}, {"caches-executable": "warn"}),
-        ({"shm_bytes": 64 * 2**20 - 1}, {"shm-size": "fail"}),
+        ({"shm_bytes": 64 * 2**20 - 1}, {"shm-too-small": "fail"}),
         ({"shm_bytes": 64 * 2**20}, {}),
-        ({"user": ""}, {"uid-name": "fail"}),
-        ({"folders": (Folder("runs/r", free_bytes=5 * 10**9),)}, {"disk-free": "warn"}),
-        ({"folders": (Folder("a"), Folder("b", free_bytes=10**8))}, {"disk-free": "fail"}),
+        ({"user": ""}, {"uid-without-name": "fail"}),
+        ({"folders": (Folder("runs/r", free_bytes=5 * 10**9),)}, {"disk-space": "warn"}),
+        ({"folders": (Folder("a"), Folder("b", free_bytes=10**8))}, {"disk-space": "fail"}),
     ],
 )
 def test_a_place_with_one_thing_wrong_is_named_alone(change, expected):
@@ -240,14 +247,18 @@ def test_an_old_driver_is_read_by_nvml_though_it_knows_not_every_call(tmp_path):
     done = workspace.call(tmp_path, "old", "env-verify", **settings)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
-    assert "NVIDIA GeForce RTX 4070 Ti: PID 4242 2048 MiB, of 12288 MiB" in done.stderr
+    assert "3072 of 12288 MiB taken by PID 4242 (2048 MiB)" in done.stderr
     record, manifest = (
         json.loads((tmp_path / "runs/old" / name).read_text()) for name in ("env.json", "manifest.json")
     )
     checks = {each["id"]: each for each in record["checks"]}
     failed = {name for name, each in checks.items() if each["status"] == "fail"}
-    assert failed - {"package-versions", *packages.TORCH} == {"driver-version"}  # those: a venv of the cpu flavor
-    assert checks["device"] == checks["device"] | {"status": "skipped", "found": "driver-version failed"}
-    assert checks["capability"]["found"] == "NVIDIA GeForce RTX 4070 Ti (12 GiB) has 8.9"
+    assert failed - {"package-versions", *packages.TORCH} == {"driver-too-old"}  # those: a venv of the cpu flavor
+    assert checks["device"] == checks["device"] | {"status": "skipped", "found": "driver-too-old failed"}
+    assert "RTX 4070 Ti, 12 GiB) has compute capability 8.9" in checks["gpu-too-new"]["found"]
     assert (manifest["driver"], manifest["gpu"][0]["uuid"]) == ("525.60.12", "GPU-0123")
-    assert done.stderr.index("driver-version") < done.stderr.index("gpu-memory-taken") < done.stderr.index("uid-name")
+    assert (
+        done.stderr.index("driver-too-old")
+        < done.stderr.index("gpu-memory-taken")
+        < done.stderr.index("uid-without-name")
+    )

@@ -7,9 +7,9 @@ import pytest
 
 from maketune_common import pins
 from maketune_common.errors import Unfit
-from maketune_host import doctor as checks
-from maketune_host.doctor.facts import Docker, Gpu, Graphics
-from maketune_host.doctor.host import Host, Toolkit
+from maketune_common.findings import Gpu
+from maketune_host.doctor import checks
+from maketune_host.doctor.facts import Docker, Driver, Graphics, Host, Toolkit
 
 ROOT = Path(__file__).parents[2]
 PINS = pins.read_flavor(ROOT, "cu124")
@@ -30,6 +30,10 @@ DENIED = replace(NO_ENGINE, error="permission denied while trying to connect to 
 DEBIAN = Host(distribution=("debian",), compose_file=COMPOSE, engine_free_bytes=10**12, docker=ENGINE)
 
 
+def with_driver(host, **change):
+    return replace(host, driver=replace(host.driver, **change))
+
+
 def cards(host, *gpus, **more):
     graphics = Graphics(list(gpus), smi=host.graphics.smi or "/usr/bin/nvidia-smi")
     return replace(host, graphics=graphics, chosen=list(gpus), **more)
@@ -38,16 +42,14 @@ def cards(host, *gpus, **more):
 UBUNTU = cards(
     replace(DEBIAN, distribution=("ubuntu", "debian"), docker=TOOLKIT, toolkit=Toolkit("1.20.0")),
     CARD,
-    kernel_driver="550.54.14",
-    library_driver="550.54.14",
-    libcuda="/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.14",
+    driver=Driver("550.54.14", "550.54.14", "/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.14"),
+    flavors={"cu124": PINS},
     reach={"image registry": "", "package registry": "", "model hub": ""},
 )
 WSL2 = replace(
     cards(UBUNTU, CARD),
     wsl=True,
-    kernel_driver="",
-    libcuda="/usr/lib/wsl/drivers/nv/libcuda.so.1.1",
+    driver=Driver(libcuda="/usr/lib/wsl/drivers/nv/libcuda.so.1.1"),
     graphics=Graphics([CARD], smi="/usr/lib/wsl/lib/nvidia-smi"),
 )
 ROOTLESS = replace(
@@ -67,8 +69,8 @@ HEALTHY = {
     "WSL2": WSL2,
     "rootless": ROOTLESS,
     "RHEL, SELinux enforcing": RHEL,
-    "NVSwitch": cards(UBUNTU, H200, nvswitch=True, fabric="Completed\nCompleted"),
-    "MIG with instances": cards(UBUNTU, replace(H200, mig=True), mig_instances=7),
+    "NVSwitch": cards(UBUNTU, H200, driver=Driver(nvswitch=True, fabric="Completed\nCompleted")),
+    "MIG with instances": cards(UBUNTU, replace(H200, mig=True), driver=Driver(mig_instances=7)),
     "asked for the CPU, with a driver that is broken": replace(
         DEBIAN, gpus="0", graphics=Graphics(reason="nvidia-smi: no", broken=True)
     ),
@@ -119,20 +121,20 @@ SICK = [  # id, status, host, what its fix names
     (
         "cuda-compat-forward",
         "fail",
-        replace(UBUNTU, runner="local", libcuda="/usr/local/cuda/compat/libcuda.so.1"),
+        replace(UBUNTU, runner="local", driver=Driver(libcuda="/usr/local/cuda/compat/libcuda.so.1")),
         "LD_LIBRARY_PATH",
     ),
     ("driver-too-old", "fail", cards(UBUNTU, replace(H200, driver="390.1")), "sudo ubuntu-drivers install"),
     ("driver-too-old", "warn", cards(SUSE, replace(H200, driver="525.60.12")), "zypper install -y nvidia-open-driver"),
     ("driver-missing", "fail", broken(DEBIAN, "an NVIDIA card is there"), "sudo apt-get install -y nvidia-driver"),
     ("driver-library-mismatch", "fail", broken(UBUNTU, "nvidia-smi: Driver/library version mismatch"), "sudo reboot"),
-    ("driver-library-mismatch", "fail", replace(broken(UBUNTU, "exit 18"), library_driver="550.90.07"), "sudo reboot"),
+    ("driver-library-mismatch", "fail", with_driver(broken(UBUNTU, "exit 18"), library="550.90.07"), "sudo reboot"),
     ("shm-too-small", "fail", replace(VENV, shm_bytes=2**16), "mount -o remount,size=2G /dev/shm"),
     ("shm-too-small", "fail", replace(UBUNTU, compose_file=COMPOSE.replace("shm_size", "#")), "git checkout"),
     ("outputs-root-owned", "fail", replace(DEBIAN, root_owned="runs/x"), "sudo chown -R $(id -u):$(id -g) runs .cache"),
     ("uid-without-name", "fail", replace(VENV, user=""), "export USER="),
     ("uid-without-name", "fail", replace(DEBIAN, compose_file=COMPOSE.replace("USER:", "#")), "git checkout"),
-    ("home-not-writable", "fail", replace(VENV, home="/nonexistent"), "export HOME="),
+    ("home-not-writable", "fail", replace(VENV, home_error="cannot be written"), "export HOME="),
     ("home-not-writable", "fail", replace(DEBIAN, compose_file=COMPOSE.replace("TRITON_", "#")), "git checkout"),
     (
         "docker-snap",
@@ -140,35 +142,35 @@ SICK = [  # id, status, host, what its fix names
         replace(UBUNTU, docker=replace(TOOLKIT, info={**TOOLKIT.info, "DockerRootDir": "/var/snap/d"})),
         "snap remove docker; sudo apt-get install -y docker-ce",
     ),
-    ("wsl2-driver", "fail", replace(WSL2, kernel_driver="550.54.14"), "apt-get purge '^nvidia-.*'"),
-    ("wsl2-driver", "fail", replace(WSL2, libcuda="/usr/lib/x86_64-linux-gnu/libcuda.so.550"), "wsl --shutdown"),
+    ("wsl2-driver", "fail", with_driver(WSL2, kernel="550.54.14"), "apt-get purge '^nvidia-.*'"),
+    ("wsl2-driver", "fail", with_driver(WSL2, libcuda="/usr/lib/x86_64-linux-gnu/libcuda.so.550"), "wsl --shutdown"),
     ("rootless-cgroups", "fail", replace(ROOTLESS, toolkit=Toolkit("1.16.2")), "no-cgroups=true"),
     ("disk-space", "warn", replace(UBUNTU, engine_free_bytes=15 * 10**9), "docker system prune"),
     ("disk-space", "fail", replace(UBUNTU, engine_free_bytes=5 * 10**9), "make clean"),
     ("disk-space", "fail", replace(UBUNTU, repository_free_bytes=10**8, made=True), "make clean"),
-    ("gpu-too-new", "fail", cards(UBUNTU, replace(H200, name="NVIDIA B200", capability="10.0")), "flavor whose CUDA"),
+    ("gpu-too-new", "fail", cards(UBUNTU, replace(H200, name="NVIDIA B200", capability="10.0")), "CUDA 12.8 or later"),
     (
         "fabric-manager",
         "fail",
-        cards(UBUNTU, H200, nvswitch=True, fabric="In Progress"),
+        cards(UBUNTU, H200, driver=Driver(nvswitch=True, fabric="In Progress")),
         "apt-get install -y nvidia-fabric",
     ),
     (
         "uvm-missing",
         "fail",
-        replace(FEDORA, runner="local", uvm=False, modprobe=False),
+        with_driver(replace(FEDORA, runner="local"), uvm=False, modprobe=False),
         "dnf install -y nvidia-modprobe && sudo nvidia-mod",
     ),
     (
         "uvm-missing",
         "warn",
-        replace(FEDORA, uvm=False, modprobe=False),
+        with_driver(FEDORA, uvm=False, modprobe=False),
         "dnf install -y nvidia-modprobe && sudo nvidia-mod",
     ),
     (
         "gpu-memory-taken",
         "warn",
-        cards(UBUNTU, replace(CARD, used_mib=6000), processes=("python (PID 7, 5700 MiB)",)),
+        cards(UBUNTU, replace(CARD, used_mib=6000, processes=("python (PID 7, 5700 MiB)",))),
         "sudo kill <PID>",
     ),
     ("gpu-memory-taken", "fail", cards(UBUNTU, replace(CARD, used_mib=12000)), "choose another GPU"),
@@ -226,7 +228,12 @@ def test_what_is_wrong_is_named_alone_with_a_fix_for_this_distribution(id_, stat
 
 
 def test_every_check_has_a_host_in_which_it_speaks():
-    assert {row[0] for row in SICK} == {check.id for check in checks.base.CHECKS}
+    assert {row[0] for row in SICK} == {check.id for check in checks.CHECKS}
+
+
+def test_a_finding_has_the_id_of_its_check():
+    for host in (UBUNTU, DEBIAN, VENV, ROOTLESS, WSL2):
+        assert [check(host, PINS).id for check in checks.CHECKS] == [check.id for check in checks.CHECKS]
 
 
 def test_findings_come_worst_first():
@@ -239,14 +246,15 @@ def test_findings_come_worst_first():
 def test_a_gpu_that_does_not_fit_points_to_those_that_do():
     new = Gpu(0, "NVIDIA GeForce RTX 5090", "GPU-5090", "580.65.06", "12.0", 32607, 0)
     host = cards(UBUNTU, new, replace(CARD, index=1, uuid="GPU-4070"))
-    with pytest.raises(Unfit, match=r"gpu-too-new: GPU 0 \(NVIDIA GeForce RTX 5090\).*CUDA 12.8 or later") as raised:
+    with pytest.raises(Unfit, match=r"gpu-too-new: GPU 0 \(NVIDIA GeForce RTX 5090, 32 GiB\) has .* 12.0") as raised:
         checks.preflight(host, PINS)
-    assert raised.value.hint == "choose those that fit: GPUS=GPU-4070; or GPUS=0 to run on the CPU"
+    assert "CUDA 12.8 or later" in raised.value.hint
+    assert raised.value.hint.endswith("GPUS=GPU-4070; or GPUS=0 to run on the CPU")
     assert raised.value.code == 3
 
 
 def test_who_holds_the_memory_is_named():
-    host = cards(UBUNTU, replace(CARD, used_mib=12000), processes=("python (PID 4242, 11700 MiB)",))
+    host = cards(UBUNTU, replace(CARD, used_mib=12000, processes=("python (PID 4242, 11700 MiB)",)))
     with pytest.raises(Unfit, match=r"12000 of 12282 MiB taken by python \(PID 4242, 11700 MiB\)"):
         checks.preflight(host, PINS)
 
@@ -270,4 +278,6 @@ def test_the_gpu_is_asked_for_in_the_way_that_lasts():
 
 
 def test_a_setuid_nvidia_modprobe_makes_the_device_at_first_use():
-    assert not [found for found in checks.judge(replace(UBUNTU, uvm=False), PINS) if found.status in ("fail", "warn")]
+    assert not [
+        found for found in checks.judge(with_driver(UBUNTU, uvm=False), PINS) if found.status in ("fail", "warn")
+    ]

@@ -5,9 +5,8 @@ import re
 import pytest
 
 from maketune_common.errors import Unfit, UserError
-from maketune_host import doctor as checks
-from maketune_host.doctor.facts import Docker, Gpu, Graphics
-from maketune_host.doctor.host import Host
+from maketune_host.doctor import checks
+from maketune_host.doctor.facts import Docker, Gpu, Graphics, Host
 from maketune_host.launch import decide
 
 CARD = Gpu(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-11111111-aaaa", "550.54.14", "8.9")

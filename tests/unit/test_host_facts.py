@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maketune_host.doctor import commands, facts, host, network
+from maketune_host.doctor import commands, docker, facts, network, nvidia
 
 
 @pytest.fixture
@@ -48,10 +48,11 @@ def test_who_holds_gpu_memory_is_read(path):
         "nvidia-smi",
         """case $1 in
         --query-gpu*) echo '0, NVIDIA L4, GPU-a, 550.54.14, 8.9, 23034, 900, Disabled';;
-        --query-compute-apps*) echo '4242, /usr/bin/python3, 880 MiB';;
+        --query-compute-apps*) echo 'GPU-a, 4242, /usr/bin/python3, 880 MiB'; echo 'GPU-b, 7, x, 1 MiB';;
         esac""",
     )
-    assert host._gpus(5)["processes"] == ("python3 (PID 4242, 880 MiB)",)
+    (gpu,) = nvidia.with_processes(facts.graphics()).gpus
+    assert gpu.processes == ("python3 (PID 4242, 880 MiB)",)
 
 
 @pytest.mark.parametrize(
@@ -68,17 +69,20 @@ def test_who_holds_gpu_memory_is_read(path):
 )
 def test_the_toolkits_mode_is_read_from_its_config(path, monkeypatch, config, mode, no_cgroups):
     path("nvidia-ctk", "echo 'NVIDIA Container Toolkit CLI version 1.20.0'")
-    path("docker", engine(ServerVersion="28.2.2", DockerRootDir="/no/such"))
-    monkeypatch.setattr(host, "read_text_of", lambda name: config)
-    found = host._engine(5)
-    assert found["toolkit"] == host.Toolkit("1.20.0", mode, no_cgroups)
-    assert found["engine_free_bytes"] is None
+    monkeypatch.setattr(docker, "read_text", lambda name: config)
+    assert docker.toolkit(5) == docker.Toolkit("1.20.0", mode, no_cgroups)
 
 
 def test_all_facts_of_this_machine_can_be_collected():
-    found = host.collect(Path(__file__).parents[2], engine=False)
+    found = facts.collect(Path(__file__).parents[2], engine=False)
     assert found.distribution == commands.here()
     assert "shm_size" in found.compose_file and found.repository_free_bytes > 0 and found.shm_bytes > 0
+
+
+def test_an_engine_whose_root_is_not_here_has_no_free_space_to_judge(path):
+    path("docker", engine(ServerVersion="28.2.2", DockerRootDir="/no/such"))
+    found = facts.collect(Path(__file__).parents[2])
+    assert found.docker.info["ServerVersion"] == "28.2.2" and found.engine_free_bytes is None
 
 
 def test_what_refuses_is_there_and_what_does_not_answer_is_not(monkeypatch):

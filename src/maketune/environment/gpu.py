@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from maketune.environment.checks import Check, judge, mapped, skipped
+from maketune.environment.packages import mapped
+from maketune_common import findings
+from maketune_common.findings import FAIL, WARN, Finding, Gpu, Pins, judged, skipped
 
-IDS = ("driver-version", "libcuda-compat", "cuda-init", "capability", "gpu-throttled", "gpu-ecc", "gpu-memory-taken")
+HEALTH = ("gpu-throttled", "gpu-ecc", "gpu-memory-taken")
+IDS = ("nvml", "driver-too-old", "cuda-compat-forward", "cuda-init", "gpu-too-new", *HEALTH)
 THROTTLED = {
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
@@ -21,162 +24,103 @@ NO_DEVICE = 100
 INIT = {
     NO_DEVICE: ("no CUDA device", "check nvidia-smi, and GPUS= and CUDA_VISIBLE_DEVICES", ""),
     802: ("the NVSwitch fabric is not ready", "sudo systemctl enable --now nvidia-fabricmanager", ""),
-    803: ("driver and library of two versions", "reboot: the driver was upgraded without", ""),
-    804: ("forward compatibility on unsupported hardware", "see libcuda-compat", ""),
+    803: ("driver and library have different versions", "reboot: the driver was upgraded without one", ""),
+    804: ("forward compatibility on unsupported hardware", "see cuda-compat-forward", ""),
     999: ("unknown error", "sudo nvidia-modprobe -u", "https://github.com/pytorch/pytorch/issues/49081"),
 }
-"""What cuInit returns, what that means, what mends it, and where it was met."""
-TAKEN_BYTES = 2**30
-"""Used by nobody that can be seen: more than a driver and a desktop hold."""
+"""What cuInit returns: its meaning, the fix, and the upstream thread."""
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU as NVML reports it; None where this driver does not say."""
-
-    name: str
-    uuid: str = ""
-    memory_bytes: int = 0
-    used_bytes: int = 0
-    capability: tuple[int, int] | None = None
-    throttle_reasons: int = 0
-    ecc_errors: int | None = None
-    """Uncorrected, since the driver was loaded."""
-    remapping: bool = False
-    """Bad memory rows wait to be replaced, or could not be."""
-    processes: tuple[tuple[int, int | None], ...] = ()
-    """PID and bytes of each that computes on it."""
-
-
-@dataclass(frozen=True)
-class Graphics:
-    """Driver and GPUs; `error` where NVML does not answer."""
+class Cuda:
+    """The driver and its GPUs as NVML reports them, and how CUDA starts."""
 
     driver: str = ""
     gpus: tuple[Gpu, ...] = ()
     error: str = ""
+    """Why NVML does not answer."""
     libcuda: str = ""
     """The driver's library that this process loaded."""
     init: int | None = None
     """What cuInit returned; None without a libcuda."""
 
 
-def check(facts: Graphics, flavor: Mapping[str, str], archs: Sequence[str]) -> list[Check]:
-    """Judge all of it by the flavor's pins (empty: none) and the architectures of torch's kernels, as sm_90."""
-    health = [throttled(facts.gpus), ecc(facts.gpus), taken(facts.gpus)] if facts.gpus else []
+def check(facts: Cuda, flavor: Pins, archs: Sequence[str], flavors: Mapping[str, Pins]) -> list[Finding]:
+    """Judge all of it by the flavor's pins (empty: none) and the architectures of torch's kernels, as sm_90.
+
+    `flavors`: every flavor that can be chosen here, with its pins.
+    """
+    health = [throttled(facts.gpus), ecc(facts.gpus), findings.gpu_memory_taken(facts.gpus)]
     return [
+        nvml_answers(facts),
         driver(facts, flavor),
         compat(facts),
         init(facts),
-        capability(facts, flavor, archs),
-        *(health or skipped(facts.error or "NVML reports no GPU", *IDS[4:])),
+        findings.gpu_too_new(facts.gpus, {**flavor, **capabilities(flavor, archs)}, flavors),
+        *(health if facts.gpus else skipped(facts.error or "NVML reports no GPU", *HEALTH)),
     ]
 
 
-def driver(facts: Graphics, flavor: Mapping[str, str]) -> Check:
-    """Judge the driver's version: below the minimum, by minor-version compatibility, or as released with this CUDA."""
-    name = IDS[0]
-    if facts.error:
-        mismatch = "mismatch" in facts.error.lower()
-        reference = "https://github.com/NVIDIA/nvidia-container-toolkit/issues/394" if mismatch else ""
-        fix = "reboot: the driver was upgraded without" if mismatch else "check nvidia-smi; NVIDIA_DRIVER_CAPABILITIES"
-        otherwise = "fail" if mismatch else "warn"
-        return judge(name, False, f"NVML: {facts.error}", "an answer", fix, reference, otherwise)
-    if not flavor.get("DRIVER_MINIMUM"):
-        return skipped(f"{facts.driver}; no pins to judge it by", name)[0]
-    minimum, release, recommended = (flavor[f"DRIVER_{key}"] for key in ("MINIMUM", "RELEASE", "RECOMMENDED"))
-    wanted = f"{minimum} or later for CUDA {flavor['CUDA_VERSION']}, better {recommended} or later"
-    fix = f"install the NVIDIA driver {recommended} or later on the host"
-    reference = "https://github.com/NVIDIA/nvidia-container-toolkit/issues/152"
-    found = facts.driver
-    if version(found) < version(minimum):
-        bridged = "compat" in facts.libcuda and facts.init == 0
-        found += ", which runs through cuda-compat" if bridged else ""
-        return judge(name, False, found, wanted, fix, reference, "warn" if bridged else "fail")
-    if version(found) < version(release):
-        found += f", by minor-version compatibility; CUDA {flavor['CUDA_VERSION']}'s own is {release}"
-    return judge(name, version(facts.driver) >= version(recommended), found, wanted, fix, reference, "warn")
+def nvml_answers(facts: Cuda) -> Finding:
+    """Whether NVML answers. Where it does not, CUDA may still work, unless driver and library do not match."""
+    mismatch = "mismatch" in facts.error.lower()
+    fix = "check nvidia-smi; NVIDIA_DRIVER_CAPABILITIES must contain utility"
+    fix = "reboot the host: the driver was upgraded without a reboot" if mismatch else fix
+    reference = "https://github.com/NVIDIA/nvidia-container-toolkit/issues/394"
+    found = f"NVML: {facts.error}" if facts.error else f"driver {facts.driver} answers"
+    return judged("nvml", not facts.error, found, "an answer", fix, reference, FAIL if mismatch else WARN)
 
 
-def compat(facts: Graphics) -> Check:
-    """A compat libcuda bridges data-center GPUs to an older driver; a GeForce refuses it, with error 804."""
-    consumer = [gpu.name for gpu in facts.gpus if "GeForce" in gpu.name or "TITAN" in gpu.name]
-    bad = facts.init == 804 or ("compat" in facts.libcuda and consumer)
-    found = facts.libcuda or "no libcuda"
-    found += f" on {', '.join(consumer)}" if bad and consumer else ""
-    found += ", cuInit 804" if facts.init == 804 else ""
-    fix = "upgrade the driver; or take the compat folder off LD_LIBRARY_PATH and /etc/ld.so.conf.d"
-    reference = "https://github.com/NVIDIA/nvidia-docker/issues/1294"
-    return judge(IDS[1], not bad, found, "the driver's own libcuda", fix, reference)
+def driver(facts: Cuda, flavor: Pins) -> Finding:
+    """The driver's version against the flavor's pins. That cuda-compat makes up for an old one shows in cuInit."""
+    if facts.error or not flavor.get("DRIVER_MINIMUM"):
+        return skipped(facts.error or f"{facts.driver}; no pins to judge it by", "driver-too-old")[0]
+    return findings.driver_too_old(facts.driver, flavor, compat="compat" in facts.libcuda and facts.init == 0)
 
 
-def init(facts: Graphics) -> Check:
-    """Whether CUDA starts; 804 is compat's."""
-    if facts.init is None:
-        return skipped("no libcuda.so.1 here", IDS[2])[0]
-    meaning, fix, reference = INIT.get(facts.init, ("", "look the number up among CUresult's", ""))
-    if facts.init == 804:
-        return skipped("libcuda-compat says why not", IDS[2])[0]
-    return judge(IDS[2], facts.init == 0, f"cuInit {facts.init} {meaning}".strip(), "cuInit 0", fix, reference)
+def compat(facts: Cuda) -> Finding:
+    """A compat libcuda lets data-center GPUs run on an older driver; a GeForce refuses it, with error 804."""
+    fix = "upgrade the driver on the host, or take the compat folder off LD_LIBRARY_PATH and /etc/ld.so.conf.d"
+    return findings.cuda_compat_forward(facts.gpus, facts.libcuda, facts.init, fix)
 
 
-def capability(facts: Graphics, flavor: Mapping[str, str], archs: Sequence[str]) -> Check:
-    """Whether torch holds kernels for every GPU: by the flavor's range, else by torch's own list."""
-    known = sorted(divmod(int("".join(filter(str.isdigit, arch))), 10) for arch in archs if arch.startswith("sm_"))
-    low, high = ((*each,) for each in (known[0], known[-1])) if known else ((0, 0), (99, 0))
-    if flavor.get("COMPUTE_CAPABILITY_MINIMUM"):
-        low, high = (version(flavor[f"COMPUTE_CAPABILITY_{key}"]) for key in ("MINIMUM", "MAXIMUM"))
-    told = [gpu for gpu in facts.gpus if gpu.capability]
-    if not told:
-        return skipped("NVML names no compute capability", IDS[3])[0]
-    bad = [gpu for gpu in told if not low <= gpu.capability <= high]
-    found = "; ".join(
-        "{} ({:.0f} GiB) has {}.{}".format(gpu.name, gpu.memory_bytes / 2**30, *gpu.capability) for gpu in bad or told
-    )
-    newer = any(gpu.capability > high for gpu in bad)
-    fix = "choose another GPU with GPUS=<UUID>, or GPUS=0 for the CPU"
-    fix = f"a flavor for CUDA 12.8 or later is needed; {fix}" if newer else fix
-    wanted = "{}.{} to {}.{}".format(*low, *high)
-    return judge(IDS[3], not bad, found, wanted, fix, "https://github.com/pytorch/pytorch/issues/167244")
+def init(facts: Cuda) -> Finding:
+    """Whether CUDA starts; 804 belongs to cuda-compat-forward."""
+    if facts.init is None or facts.init == 804:
+        return skipped("cuda-compat-forward failed" if facts.init else "no libcuda.so.1 here", "cuda-init")[0]
+    meaning, fix, reference = INIT.get(facts.init, ("", "look the number up in CUDA's list of CUresult values", ""))
+    found = f"cuInit returned {facts.init}" + (f" ({meaning})" if meaning else "")
+    return judged("cuda-init", facts.init == 0, found, "cuInit returns 0", fix, reference)
 
 
-def throttled(gpus: Sequence[Gpu]) -> Check:
+def capabilities(flavor: Pins, archs: Sequence[str]) -> Pins:
+    """The range of compute capabilities that torch holds kernels for: the flavor's, else by torch's own list."""
+    names = ("COMPUTE_CAPABILITY_MINIMUM", "COMPUTE_CAPABILITY_MAXIMUM")
+    if flavor.get(names[0]):
+        return {name: flavor[name] for name in names}
+    known = sorted(int("".join(filter(str.isdigit, arch))) for arch in archs if arch.startswith("sm_"))
+    low, high = (known[0], known[-1]) if known else (0, 990)
+    return dict(zip(names, (f"{low // 10}.{low % 10}", f"{high // 10}.{high % 10}"), strict=True))
+
+
+def throttled(gpus: Sequence[Gpu]) -> Finding:
     """Warn of clocks lowered by heat or power supply."""
     reasons = {gpu.name: [text for bit, text in THROTTLED.items() if gpu.throttle_reasons & bit] for gpu in gpus}
     found = "; ".join(f"{name}: {', '.join(texts)}" for name, texts in reasons.items() if texts)
     fix = "check cooling, power cables and supply; training runs, only slower"
-    return judge(IDS[4], not found, found or "no", "full clocks", fix, otherwise="warn")
+    return judged("gpu-throttled", not found, found or "no", "full clocks", fix, otherwise=WARN)
 
 
-def ecc(gpus: Sequence[Gpu]) -> Check:
+def ecc(gpus: Sequence[Gpu]) -> Finding:
     """Warn of memory errors that were not corrected."""
-    bad = [f"{gpu.name}: {gpu.ecc_errors} uncorrected" for gpu in gpus if gpu.ecc_errors]
+    bad = [f"{gpu.name}: {gpu.ecc_errors} uncorrected errors" for gpu in gpus if gpu.ecc_errors]
     bad += [f"{gpu.name}: memory rows to be replaced" for gpu in gpus if gpu.remapping]
-    told = any(gpu.ecc_errors is not None for gpu in gpus)
+    none = "0 uncorrected errors" if any(gpu.ecc_errors is not None for gpu in gpus) else "no ECC"
     fix = "reset the GPU or reboot; if it comes back, have the card replaced (nvidia-smi -q -d ECC,ROW_REMAPPER)"
-    return judge(IDS[5], not bad, "; ".join(bad) or ("0" if told else "no ECC"), "0", fix, otherwise="warn")
+    return judged("gpu-ecc", not bad, "; ".join(bad) or none, "0", fix, otherwise=WARN)
 
 
-def taken(gpus: Sequence[Gpu]) -> Check:
-    """Warn of GPU memory that others hold, naming them where they can be seen from here."""
-    held = []
-    for gpu in gpus:
-        named = [f"PID {pid} {'?' if size is None else size >> 20} MiB" for pid, size in gpu.processes]
-        if not named and gpu.used_bytes > TAKEN_BYTES:
-            named = [f"{gpu.used_bytes >> 20} MiB by processes that cannot be seen from here"]
-        if named:
-            held.append(f"{gpu.name}: {', '.join(named)}, of {gpu.memory_bytes >> 20} MiB")
-    fix = "end those processes (PIDs are the host's: nvidia-smi there), or choose another GPU with GPUS=<UUID>"
-    return judge(IDS[6], not held, "; ".join(held) or "none", "none", fix, otherwise="warn")
-
-
-def version(text: str) -> tuple[int, ...]:
-    """A dotted version as numbers to compare."""
-    parts = text.split(".")
-    return tuple(int(part) for part in parts if part.isdigit())
-
-
-def look() -> Graphics:
+def look() -> Cuda:
     """Ask NVML, before this process has a CUDA context of its own, then start CUDA with the first libcuda."""
     code = None
     facts = nvml()
@@ -185,21 +129,21 @@ def look() -> Graphics:
     return replace(facts, libcuda=next(iter(mapped("libcuda.so")), ""), init=code)
 
 
-def nvml() -> Graphics:
+def nvml() -> Cuda:
     """Driver and visible GPUs."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        gpus = visible([_gpu(pynvml, handle) for handle in handles], os.environ.get("CUDA_VISIBLE_DEVICES"))
-        return Graphics(pynvml.nvmlSystemGetDriverVersion(), tuple(gpus))
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        gpus = [_gpu(pynvml, index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
+        return Cuda(driver, tuple(visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))))
     except Exception as error:  # no driver here; NVML has many ways to say so
-        return Graphics(error=str(error))
+        return Cuda(error=str(error))
 
 
 def visible(gpus: Sequence[Gpu], chosen: str | None) -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES leaves: all, or a list of indices and beginnings of UUIDs."""
+    """The GPUs that CUDA_VISIBLE_DEVICES selects: all, or a list of indices and beginnings of UUIDs."""
     if chosen is None:
         return list(gpus)
     words = [word.strip() for word in chosen.split(",") if word.strip()]
@@ -210,7 +154,9 @@ def visible(gpus: Sequence[Gpu], chosen: str | None) -> list[Gpu]:
     ]
 
 
-def _gpu(library: Any, handle: Any) -> Gpu:
+def _gpu(library: Any, index: int, driver: str) -> Gpu:
+    handle = library.nvmlDeviceGetHandleByIndex(index)
+
     def ask(call: Callable[..., Any], *arguments: Any, default: Any = None) -> Any:
         try:
             return call(handle, *arguments)
@@ -219,14 +165,23 @@ def _gpu(library: Any, handle: Any) -> Gpu:
 
     memory = ask(library.nvmlDeviceGetMemoryInfo, library.nvmlMemory_v2) or ask(library.nvmlDeviceGetMemoryInfo)
     rows = ask(library.nvmlDeviceGetRemappedRows, default=(0, 0, 0, 0))  # corrected, uncorrected, pending, failed
+    volatile = (library.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, library.NVML_VOLATILE_ECC)
+    processes = ask(library.nvmlDeviceGetComputeRunningProcesses, default=())
     return Gpu(
+        index,
         ask(library.nvmlDeviceGetName, default="GPU"),
         ask(library.nvmlDeviceGetUUID, default=""),
-        memory.total if memory else 0,
-        memory.used if memory else 0,
-        tuple(ask(library.nvmlDeviceGetCudaComputeCapability, default=())) or None,
-        ask(library.nvmlDeviceGetCurrentClocksThrottleReasons, default=0),
-        ask(library.nvmlDeviceGetTotalEccErrors, library.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, library.NVML_VOLATILE_ECC),
-        bool(rows[2] or rows[3]),
-        tuple((each.pid, each.usedGpuMemory) for each in ask(library.nvmlDeviceGetComputeRunningProcesses, default=())),
+        driver,
+        ".".join(map(str, ask(library.nvmlDeviceGetCudaComputeCapability, default=()))),
+        memory_mib=memory.total >> 20 if memory else 0,
+        used_mib=memory.used >> 20 if memory else 0,
+        mig=ask(library.nvmlDeviceGetMigMode, default=(0, 0))[0] == 1,
+        processes=tuple(_process(process.pid, process.usedGpuMemory) for process in processes),
+        throttle_reasons=ask(library.nvmlDeviceGetCurrentClocksThrottleReasons, default=0),
+        ecc_errors=ask(library.nvmlDeviceGetTotalEccErrors, *volatile),
+        remapping=bool(rows[2] or rows[3]),
     )
+
+
+def _process(pid: int, used_bytes: int | None) -> str:
+    return f"PID {pid} ({'?' if used_bytes is None else used_bytes >> 20} MiB)"

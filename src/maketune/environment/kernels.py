@@ -1,4 +1,4 @@
-"""Kernels that really run, held against the CPU in double precision."""
+"""Kernels run on the device, and their results compared with the CPU's in double precision."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from maketune.environment.checks import Check, judge, skipped
+from maketune_common.findings import Finding, judged, skipped
 
 SIZE = 256
 """Rows and columns of the matrix product: many tiles, and milliseconds on a CPU."""
@@ -19,7 +19,7 @@ NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Result:
-    """What a kernel did: its error as a share of what rounding allows, or why it did not run."""
+    """A kernel's error as a share of what rounding allows, or why it did not run."""
 
     name: str
     what: str
@@ -27,18 +27,18 @@ class Result:
     failure: str = ""
 
 
-def check(result: Result) -> Check:
-    """Judge a kernel. Not a number is wrong too."""
+def check(result: Result) -> Finding:
+    """Judge a kernel. NaN is wrong too."""
     if result.failure:
         found, fix = f"{result.what}: {result.failure}", "see the driver, capability and library checks first"
     else:
         found = f"{result.what}: {result.error:.2g} of the rounding error allowed"
-        fix = "it computes wrongly: no overclocking, test the hardware (dcgmi diag -r 3), choose another with GPUS="
+        fix = "wrong results: undo overclocking, test the hardware (dcgmi diag -r 3), choose another with GPUS="
     good = not result.failure and result.error <= 1
-    return judge(result.name, good, found, "at most 1 of it", fix, "https://github.com/pytorch/pytorch/issues/167244")
+    return judged(result.name, good, found, "at most 1", fix, "https://github.com/pytorch/pytorch/issues/167244")
 
 
-def run(device: str, precision: str) -> list[Check]:
+def run(device: str, precision: str) -> list[Finding]:
     """Run them on every device of the kind, `cuda` or `cpu`; attention in the precision that training will use."""
     if device == "cpu":
         work = [("kernels-fp32", "fp32"), ("kernels-bf16", "bf16")]
@@ -64,11 +64,11 @@ def worst(name: str, kind: str, kernel: Callable[[str, torch.dtype], float], dev
     error = 0.0
     for device in devices:
         try:
-            found = kernel(device, NAMES[kind])
+            measured = kernel(device, NAMES[kind])
         except RuntimeError as caught:
             return Result(name, f"{kind} on {device}", failure=first_line(caught))
-        error = error if found <= error else found  # so that not a number stays
-        if not found <= 1:
+        error = error if measured <= error else measured  # so that NaN stays
+        if not measured <= 1:
             return Result(name, f"{kind} on {device}", error)
     return Result(name, f"{kind} on {', '.join(devices)}", error)
 
@@ -92,17 +92,17 @@ def attention(device: str, kind: torch.dtype) -> float:
     inputs' type before each product: a handful of roundings, for which 16 units are allowed, beside fp32's sums.
     """
     *inputs, gradient = _random(4, HEADS, kind)
-    on_device = [each.to(device).requires_grad_() for each in inputs]
+    on_device = [tensor.to(device).requires_grad_() for tensor in inputs]
     output = functional.scaled_dot_product_attention(*on_device, is_causal=True)
     results = [output, *torch.autograd.grad(output, on_device, gradient.to(device))]
-    exact = [each.double().requires_grad_() for each in inputs]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
     scores = exact[0] @ exact[1].transpose(-2, -1) / HEADS[-1] ** 0.5
     future = torch.ones(HEADS[2], HEADS[2], dtype=torch.bool).triu(1)
     output = scores.masked_fill(future, float("-inf")).softmax(-1) @ exact[2]
-    wanted = [output, *torch.autograd.grad(output, exact, gradient.double())]
+    truth = [output, *torch.autograd.grad(output, exact, gradient.double())]
     allowed = 16 * _unit(kind) + HEADS[2] * _unit(torch.float32)
     errors = [
-        (got.detach().cpu().double() - true).norm() / true.norm() for got, true in zip(results, wanted, strict=True)
+        (got.detach().cpu().double() - true).norm() / true.norm() for got, true in zip(results, truth, strict=True)
     ]
     return (torch.stack(errors).max() / allowed).item()
 
@@ -117,8 +117,8 @@ def convolution(device: str, kind: torch.dtype) -> float:
     return ((result - exact).abs() / ((2 * unit + 96 * _unit(torch.float32)) * size)).max().item()
 
 
-def allocator(devices: list[str]) -> Check:
-    """Allocate half of what is free on each GPU, write it, give it back."""
+def allocator(devices: list[str]) -> Finding:
+    """Allocate half of what is free on each GPU, write it, free it."""
     problems, sizes = [], []
     for device in devices:
         try:
@@ -126,20 +126,20 @@ def allocator(devices: list[str]) -> Check:
             before, size = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)[0] // 2 + 1
             block = torch.empty(size, dtype=torch.uint8, device=device).fill_(7)
             if block[-1].item() != 7:
-                problems.append(f"{device}: memory does not hold what is written")
+                problems.append(f"{device}: memory does not hold what was written to it")
             del block
             torch.cuda.empty_cache()
             kept = torch.cuda.memory_reserved(device) - before
             if kept > 0:
-                problems.append(f"{device}: {kept >> 20} MiB did not come back")
+                problems.append(f"{device}: {kept >> 20} MiB were not freed")
             sizes.append(f"{size / 2**30:.1f} GiB on {device}")
         except RuntimeError as error:
             problems.append(f"{device}: {first_line(error)}")
     fix = "unset PYTORCH_CUDA_ALLOC_CONF; end what else uses the GPU"
-    return judge("allocator", not problems, "; ".join(problems or sizes), "half of the free memory, and back", fix)
+    return judged("allocator", not problems, "; ".join(problems or sizes), "half of the free memory, then freed", fix)
 
 
-def all_reduce(devices: list[str]) -> Check:
+def all_reduce(devices: list[str]) -> Finding:
     """Sum over the GPUs with NCCL; where they cannot reach each other it hangs, so a thread is waited for."""
     said: list[str] = []
 
@@ -156,13 +156,13 @@ def all_reduce(devices: list[str]) -> Check:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(ALL_REDUCE_SECONDS)
-    problem = said[0] if said else f"no end within {ALL_REDUCE_SECONDS} s"
+    problem = said[0] if said else f"not finished within {ALL_REDUCE_SECONDS} s"
     fix = "NCCL_P2P_DISABLE=1, or one GPU with GPUS=INDEX; NCCL_DEBUG=INFO says more"
-    return judge("all-reduce", not problem, problem or f"over {len(devices)} GPUs", "the sum", fix)
+    return judged("all-reduce", not problem, problem or f"over {len(devices)} GPUs", "the sum", fix)
 
 
 def first_line(error: Exception) -> str:
-    """What an error of torch's says first."""
+    """The first line of an error."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -1,172 +1,139 @@
-"""What this machine has: GPUs, driver, Docker engine. Collected here, judged elsewhere."""
+"""The machine as it was found: everything that the checks judge, asked at once."""
 
-import json
+from __future__ import annotations
+
+import getpass
+import importlib.util
 import os
+import platform
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
-from maketune_host.launch.process import ask, tail
-
-HOOK = "nvidia-container-runtime-hook"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as nvidia-smi reports it."""
-
-    index: int
-    name: str
-    uuid: str
-    driver: str
-    capability: str
-    """Compute capability, as `8.9`; empty where the driver is too old to say."""
-    memory_mib: int = 0
-    """All of its memory; 0 where it does not say."""
-    used_mib: int = 0
-    mig: bool = False
-    """Split into instances (MIG mode)."""
+from maketune_common import contract, pins
+from maketune_common.findings import Gpu, Pins
+from maketune_host.doctor import commands
+from maketune_host.doctor.docker import Docker, Toolkit, docker, toolkit
+from maketune_host.doctor.nvidia import Driver, Graphics, driver, graphics, read_text, with_processes
 
 
 @dataclass(frozen=True)
-class Graphics:
-    """The GPUs that the driver reports; where there are none, why not."""
+class Host:
+    """A machine as it was found. The defaults are those of a sound one without Docker or GPU."""
 
-    gpus: List[Gpu] = field(default_factory=list)
-    reason: str = "no NVIDIA driver (nvidia-smi) found"
-    broken: bool = False
-    """There is hardware, and its driver does not answer."""
-    smi: str = ""
-    """Where nvidia-smi really lies."""
+    docker: Docker = field(default_factory=Docker)
+    toolkit: Toolkit = field(default_factory=Toolkit)
+    engine_free_bytes: int | None = None
+    """Free at the engine's root; None if that is not a folder here."""
+    graphics: Graphics = field(default_factory=Graphics)
+    driver: Driver = field(default_factory=Driver)
 
+    runner: str = "auto"
+    gpus: str = "all"
+    flavor: str = ""
+    """RUNNER, GPUS and FLAVOR, as asked for or decided."""
+    chosen: list[Gpu] = field(default_factory=list)
+    """The GPUs that GPUS means."""
+    made: bool = False
+    """Whether the image, or with RUNNER=local the venv, is there."""
+    flavors: dict[str, Pins] = field(default_factory=dict)
+    """Every flavor of this repository, with its pins."""
 
-@dataclass(frozen=True)
-class Docker:
-    """The Docker client in use, its compose, and what the engine says of itself."""
-
-    client: str = ""
-    compose: str = ""
-    info: Dict[str, Any] = field(default_factory=dict)
-    error: str = ""
-    """Why the engine does not answer."""
-    hook: bool = False
-    cdi: bool = False
+    distribution: tuple[str, ...] = ()
+    """ID and ID_LIKE of os-release."""
+    machine: str = "x86_64"
+    systemd: bool = True
+    wsl: bool = False
+    selinux: bool = False
+    """SELinux is enforcing."""
+    uid: int = 1000
+    user: str = "user"
+    """The name that getpass finds for the caller; empty if it finds none."""
+    pip: bool = True
+    """This Python has pip or venv."""
+    home: str = "/home/user"
+    home_error: str = ""
+    """Why HOME cannot be written."""
+    unwritable: str = ""
+    """What of runs/ and .cache/ the caller cannot write."""
+    root_owned: str = ""
+    """What of runs/ and .cache/ belongs to root while the caller is someone else."""
+    compose_file: str = ""
+    """The text of compose.yaml."""
+    shm_bytes: int = 2**31
+    repository_free_bytes: int = 2**40
+    reach: dict[str, str] = field(default_factory=dict)
+    """What was asked over the network, and why it did not answer; an empty text if it did."""
 
     @property
-    def rootless(self) -> bool:
-        """Whether root inside is the caller outside."""
-        return any("rootless" in option for option in self.info.get("SecurityOptions") or [])
+    def local(self) -> bool:
+        """Whether steps run in the venv here."""
+        return self.runner == "local" or (self.runner == "auto" and not (self.docker.info and self.docker.compose))
 
     @property
-    def own_way(self) -> bool:
-        """Whether the engine has a mirror or a proxy of its own: what this machine reaches says nothing of it then."""
-        mirrors = (self.info.get("RegistryConfig") or {}).get("Mirrors")
-        return bool(mirrors or self.info.get("HttpProxy") or self.info.get("HttpsProxy"))
-
-    @property
-    def gpu_driver(self) -> str:
-        """How to ask for a GPU: `cdi` or `nvidia` of compose's devices, the `runtime`, or nothing without the toolkit.
-
-        The hook's GPU is lost at a daemon-reload where systemd has the cgroups: CDI, then. The engine selects `nvidia`
-        only if it finds the hook; a registered runtime alone has to be named itself.
-        """
-        registered = "nvidia" in (self.info.get("Runtimes") or {})
-        desktop = self.info.get("OperatingSystem") == "Docker Desktop"  # its hook is in a machine of its own
-        if self.cdi and (self.info.get("CgroupDriver") == "systemd" or not self.hook):
-            return "cdi"
-        if self.hook or (registered and desktop):
-            return "nvidia"
-        return "runtime" if registered else ""
+    def wants_gpu(self) -> bool:
+        """Whether a GPU is to be used if there is one."""
+        return self.gpus != "0" and self.flavor != "cpu"
 
 
-def graphics(seconds: float = 20) -> Graphics:
-    """Ask nvidia-smi, on WSL too, where it is not on PATH; for so long."""
-    smi = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
-    card = _nvidia_card_on_bus()
-    if not smi:
-        reason = "an NVIDIA card is there, but no driver (nvidia-smi) for it" if card else Graphics.reason
-        return Graphics(reason=reason, broken=card)
-    fields = [
-        "index",
-        "name",
-        "uuid",
-        "driver_version",
-        "compute_cap",
-        "memory.total",
-        "memory.used",
-        "mig.mode.current",
-    ]
-    for count in (8, 4):  # drivers before 510 do not know compute_cap
-        answer = ask([smi, "--query-gpu=" + ",".join(fields[:count]), "--format=csv,noheader,nounits"], seconds)
-        if answer.code == 0:
-            rows = [[cell.strip() for cell in line.split(",")] for line in answer.output.splitlines()]
-            gpus = [_gpu(row) for row in rows if row[0].isdigit()]
-            return Graphics(gpus, f"nvidia-smi reports {len(gpus)}", smi=os.path.realpath(smi))
-    said = tail(answer.output) or tail(answer.error) or f"exit {answer.code}"
-    hardware = card or Path("/dev/dxg").exists() or Path("/proc/driver/nvidia").exists()
-    broken = hardware and "No devices" not in said
-    return Graphics(reason="nvidia-smi: " + said, broken=broken, smi=os.path.realpath(smi))
+def collect(root: Path, seconds: float = 20, engine: bool = True) -> Host:
+    """Look at this machine; a question to a program takes at most `seconds`. Nothing is asked over the network."""
+    with ThreadPoolExecutor() as pool:
+        cards = pool.submit(_cards, seconds)
+        client = pool.submit(docker, seconds) if engine else None
+        tools = pool.submit(toolkit, seconds) if engine else None
+        system = _system(root)
+        found_docker = client.result() if client else Docker()
+        found_graphics, found_driver = cards.result()
+    return Host(
+        docker=found_docker,
+        toolkit=tools.result() if tools else Toolkit(),
+        engine_free_bytes=_free(found_docker.info.get("DockerRootDir", "")),
+        graphics=found_graphics,
+        driver=found_driver,
+        **system,
+    )
 
 
-def _gpu(row: List[str]) -> Gpu:
-    index, name, uuid, driver, capability, total, used, mig = (row + [""] * 8)[:8]
-    memory = [int(text) if text.isdigit() else 0 for text in (total, used)]  # [N/A] on integrated ones
-    return Gpu(int(index), name, uuid, driver, capability, *memory, mig == "Enabled")
+def _cards(seconds: float) -> tuple[Graphics, Driver]:
+    found = with_processes(graphics(seconds), seconds)
+    return found, driver(found, seconds)
 
 
-def _nvidia_card_on_bus() -> bool:
-    for device in Path("/sys/bus/pci/devices").glob("*"):
-        try:
-            if (device / "vendor").read_text().strip() == "0x10de" and (device / "class").read_text().startswith(
-                "0x03"
-            ):
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def docker(seconds: float = 20) -> Docker:
-    """Find a client whose compose answers (DOCKER, else each on PATH), and ask its engine, each for so long."""
-    folders = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]
-    given = os.environ.get("DOCKER", "")
-    found = [shutil.which("docker", path=folder) for folder in dict.fromkeys(folders) if folder]
-    clients = [given] if given else [client for client in found if client]
-    if not clients:
-        return Docker()
-    client, compose = clients[0], ""
-    for candidate in clients:
-        answer = ask([candidate, "compose", "version", "--short"], seconds)
-        if answer.code == 0:
-            client, compose = candidate, answer.output.lstrip("v")
-            break
-    answer = ask([client, "info", "--format", "{{json .}}"], seconds)
-    info = _parse(answer.output)
-    said = " ".join(info.get("ServerErrors") or []) or tail(answer.error)
-    if not info.get("ServerVersion"):
-        return Docker(client, compose, {}, said or "it gives no version of an engine (is it podman?)")
-    search = os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin:/usr/local/nvidia/toolkit"
-    return Docker(client, compose, info, "", bool(shutil.which(HOOK, path=search)), _has_cdi(info))
-
-
-def _parse(text: str) -> Dict[str, Any]:
+def _system(root: Path) -> dict[str, Any]:
+    uid, home = os.getuid(), os.path.expanduser("~")
+    tops = [root / contract.RUNS, root / contract.CACHE]
+    folders = [path for top in tops for path in (top, *top.glob("*")) if path.exists() and not path.is_symlink()]
+    stuck = [path for path in (folders or [root]) if path.is_dir() and not os.access(str(path), os.W_OK)]
+    owned = [path for path in folders if uid and path.lstat().st_uid == 0]
     try:
-        value: Optional[Any] = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        user = getpass.getuser()
+    except (KeyError, OSError):  # OSError since Python 3.13
+        user = ""
+    return {
+        "flavors": {name: pins.read_flavor(root, name) for name in pins.flavors(root)},
+        "distribution": commands.here(),
+        "machine": platform.machine(),
+        "systemd": Path("/run/systemd/system").exists(),
+        "wsl": "microsoft" in read_text("/proc/version").lower(),
+        "selinux": read_text("/sys/fs/selinux/enforce").strip() == "1",
+        "uid": uid,
+        "user": user,
+        "pip": bool(importlib.util.find_spec("pip") or importlib.util.find_spec("ensurepip")),
+        "home": home,
+        "home_error": "" if os.access(home, os.W_OK) else "cannot be written",
+        "unwritable": str(stuck[0]) if stuck and not owned else "",
+        "root_owned": str(owned[0]) if owned else "",
+        "compose_file": read_text(root / "compose.yaml"),
+        "shm_bytes": shutil.disk_usage("/dev/shm").total if os.path.exists("/dev/shm") else 0,
+        "repository_free_bytes": shutil.disk_usage(str(root)).free,
+    }
 
 
-def _has_cdi(info: Dict[str, Any]) -> bool:
-    """Whether the engine knows CDI devices of NVIDIA's. 28.2 and later list them, 25 names their specs' folders."""
-    if any("nvidia.com/gpu" in str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []):
-        return True
-    for folder in info.get("CDISpecDirs") or []:
-        for spec in Path(folder).glob("*"):
-            try:
-                if spec.suffix in (".json", ".yaml", ".yml") and "nvidia.com/gpu" in spec.read_text(errors="replace"):
-                    return True
-            except OSError:
-                continue
-    return False
+def _free(path: str) -> int | None:
+    try:
+        return shutil.disk_usage(path).free if path else None
+    except OSError:
+        return None

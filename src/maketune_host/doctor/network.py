@@ -1,4 +1,6 @@
-"""What a first run brings from elsewhere, and whether it can be reached."""
+"""What a first run downloads from, and whether it can be reached."""
+
+from __future__ import annotations
 
 import http.client
 import os
@@ -7,7 +9,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from typing import Dict
 
 from maketune_host.launch.process import ask
 
@@ -21,29 +22,29 @@ def registry(base_image: str) -> str:
     return "https://{}/v2/".format(first if named else "registry-1.docker.io")
 
 
-def addresses(base_image: str, seconds: float) -> Dict[str, str]:
+def addresses(base_image: str, seconds: float) -> dict[str, str]:
     """What to ask: the base image's registry, the index that uv takes, the Hub."""
-    found = {"image registry": registry(base_image)}
     named = (os.environ.get(key) for key in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"))  # as uv is called
     index = next(filter(None, named), "") or ask([sys.executable, "-c", INDEX], seconds).output
+    urls = {"image registry": registry(base_image)}
     if index:
-        found["package registry"] = index.rstrip("/") + "/uv/"  # the whole index is a long page
-    return {**found, "model hub": os.environ.get("HF_ENDPOINT") or "https://huggingface.co"}
+        urls["package registry"] = index.rstrip("/") + "/uv/"  # the whole index is a long page
+    return {**urls, "model hub": os.environ.get("HF_ENDPOINT") or "https://huggingface.co"}
 
 
-def reach(addresses: Dict[str, str], seconds: float) -> Dict[str, str]:
+def reach(addresses: dict[str, str], seconds: float) -> dict[str, str]:
     """Ask each address, all at once: why it did not answer, or an empty text. A proxy of the environment is used."""
-    said = dict.fromkeys(addresses, f"no answer within {seconds:g} s")
+    errors = dict.fromkeys(addresses, f"no answer within {seconds:g} s")
 
     def look(name: str) -> None:
         try:
             request = urllib.request.Request(addresses[name], method="HEAD", headers={"User-Agent": "maketune"})
             urllib.request.urlopen(request, timeout=seconds).close()
-            said[name] = ""
+            errors[name] = ""
         except urllib.error.HTTPError:
-            said[name] = ""  # refused, but there
+            errors[name] = ""  # refused, but there
         except (OSError, ValueError, http.client.HTTPException) as error:
-            said[name] = str(getattr(error, "reason", error))
+            errors[name] = str(getattr(error, "reason", error))
 
     # Daemons: a name that nobody resolves holds a thread for longer than any time limit.
     threads = [threading.Thread(target=look, args=(name,), daemon=True) for name in addresses]
@@ -52,4 +53,4 @@ def reach(addresses: Dict[str, str], seconds: float) -> Dict[str, str]:
     end = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0, end - time.monotonic()))
-    return dict(said)
+    return dict(errors)

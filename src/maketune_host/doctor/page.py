@@ -1,21 +1,22 @@
 """make doctor: every check on this machine, worst first, and what the machine can do."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 import sys
 import textwrap
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import NamedTuple, Sequence
 
 from maketune_common import pins
-from maketune_common.errors import UNFIT, UserError
-from maketune_host import doctor as checks
-from maketune_host.doctor import host, network
-from maketune_host.doctor.checks import FAIL, SKIPPED, WARN, WORST_FIRST, Finding
-from maketune_host.doctor.host import Host
+from maketune_common.errors import UNFIT, UserError, nearest
+from maketune_common.findings import FAIL, SKIPPED, WARN, Finding, Gpu, Pins, has_kernels, severity
+from maketune_host.doctor import checks, facts, network
+from maketune_host.doctor.facts import Host
 from maketune_host.launch import decide, image
 from maketune_host.launch.process import show
 from maketune_host.targets import workflow
@@ -23,6 +24,8 @@ from maketune_host.targets import workflow
 SECONDS = 1.5
 """For each question over the network. A program is waited for as long as three of them."""
 COLORS = {"fail": "31", "warn": "33", "ok": "32", "skipped": "2"}
+INDENT = 34
+LEGEND = "Each check is named after the problem that it looks for: ok means that the problem is not there."
 
 
 class Ability(NamedTuple):
@@ -38,76 +41,81 @@ def run(root: Path, target: str, dry: bool) -> int:
     options = workflow.words(workflow.setting("ARGS"))
     unknown = [word for word in options if word != "--json"]
     if unknown:
-        raise UserError(f"ARGS: doctor has no option {unknown[0]}", "--json is all there is")
+        raise UserError(f"ARGS: doctor has no option {unknown[0]}", "its only option is --json")
     if dry:
         show([sys.executable, "-m", "maketune_host", "doctor"])
         return 0
-    found, flavor = examine(root)
-    values = pins.read_flavor(root, flavor)
-    findings = checks.judge(found, values)
-    can = abilities(found, values)
-    verdict = min((finding.status for finding in findings if finding.status != SKIPPED), key=WORST_FIRST.index)
+    host, flavor = examine(root)
+    findings = checks.judge(host, host.flavors[flavor])
+    can = abilities(host, host.flavors[flavor])
+    verdict = min((finding for finding in findings if finding.status != SKIPPED), key=severity).status
     if options:
-        shown: Dict[str, Any] = {"verdict": verdict, "flavor": flavor}
-        shown["checks"] = [finding._asdict() for finding in findings]
-        shown["can"] = [ability._asdict() for ability in can]
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        listed = {"checks": [asdict(finding) for finding in findings], "can": [ability._asdict() for ability in can]}
+        print(json.dumps({"verdict": verdict, "flavor": flavor, **listed}, indent=2, ensure_ascii=False))
     else:
-        print("\n".join([*table(findings), "", *(f"{way}: {'yes' if yes else 'no'}, {why}" for way, yes, why in can)]))
+        print("\n".join([*table(findings), "", LEGEND, ""]))
+        print("\n".join(f"{way}: {'yes' if possible else 'no'}, {why}" for way, possible, why in can))
     return UNFIT if verdict == FAIL else 0
 
 
-def examine(root: Path) -> Tuple[Host, str]:
+def examine(root: Path) -> tuple[Host, str]:
     """All facts, asked for at once, with what RUNNER, GPUS and FLAVOR ask; and the flavor whose pins count."""
     runner = decide.known_runner(workflow.setting("RUNNER", "auto"))
     gpus, flavor = workflow.setting("GPUS", "all"), workflow.setting("FLAVOR")
     known = pins.flavors(root)
     if flavor and flavor not in known:
-        raise UserError(f"FLAVOR={flavor} is not a flavor", "one of " + ", ".join(known))
+        raise UserError(f"FLAVOR={flavor} is not a flavor", nearest(flavor, known) or "one of " + ", ".join(known))
     base = workflow.setting("BASE_IMAGE") or pins.read_flavor(root, known[0])["BASE_IMAGE"]
-    reach: Dict[str, str] = {}
+    reach: dict[str, str] = {}
 
     def ask_the_network() -> None:
         reach.update(network.reach(network.addresses(base, SECONDS), SECONDS))
 
     asking = threading.Thread(target=ask_the_network, daemon=True)
     asking.start()
-    found = replace(host.collect(root, 3 * SECONDS), runner=runner, gpus=gpus, flavor=flavor)
-    chosen = decide.gpus(gpus, found.graphics) if found.wants_gpu and found.graphics.gpus else []
-    made = workflow.environments(root, found.docker, "local" if found.local else "docker")
-    gpu = found.wants_gpu and (chosen or found.graphics.broken)
-    flavor = decide.likely_flavor(flavor, bool(gpu), known, made)
-    docker, named = found.docker, workflow.setting("BASE_IMAGE")
-    at_hand = docker.info and (docker.own_way or image.at_hand(root, docker.client, flavor, named))
+    host = replace(facts.collect(root, 3 * SECONDS), runner=runner, gpus=gpus, flavor=flavor)
+    chosen = decide.gpus(gpus, host.graphics) if host.wants_gpu and host.graphics.gpus else []
+    made = workflow.environments(root, host.docker, "local" if host.local else "docker")
+    gpu = host.wants_gpu and bool(chosen or host.graphics.broken)
+    flavor = flavor or default_flavor(host.flavors, chosen if gpu else None, made)
+    docker, base = host.docker, workflow.setting("BASE_IMAGE")
+    has_base = docker.info and (docker.own_way or image.at_hand(root, docker.client, flavor, base))
     asking.join(2 * SECONDS)
-    if at_hand or (found.local and flavor in made):
+    if has_base or (host.local and flavor in made):
         reach.pop("image registry", None)
     if flavor in made:
         reach.pop("package registry", None)
-    return replace(found, chosen=chosen, made=flavor in made, reach=dict(reach)), flavor
+    return replace(host, chosen=chosen, made=flavor in made, reach=dict(reach)), flavor
 
 
-def abilities(found: Host, values: Dict[str, str]) -> List[Ability]:
-    """What the host can do: the same checks, as if each way were asked for; without its base no image can be built."""
-    no_gpu = "" if found.chosen else found.graphics.reason if found.wants_gpu else "the CPU is asked for"
-    on_cpu = {"gpus": "0", "flavor": "", "chosen": []}
-    gpu, cpu, local, local_cpu = (
-        "; ".join(
-            f"{each.id}: {each.found}"
-            for each in checks.judge(asked, values)
-            if each.status == FAIL
-            or (asked.runner == "docker" and each.status == WARN and each.id == "registry-unreachable")
-        )
-        for asked in (
-            replace(found, runner="docker"),
-            replace(found, runner="docker", **on_cpu),
-            replace(found, runner="local"),
-            replace(found, runner="local", **on_cpu),
-        )
-    )
-    where = (
-        "on the GPU" if found.chosen and not local else f"on the CPU, with GPUS=0 ({local})" if local else "on the CPU"
-    )
+def default_flavor(flavors: dict[str, Pins], gpus: Sequence[Gpu] | None, made: Sequence[str]) -> str:
+    """The flavor to judge by if none is asked for: for GPUS one that has kernels for them; None means the CPU."""
+    for_gpus = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
+    if gpus is not None:
+        fit = (name for name in for_gpus if all(has_kernels(gpu, flavors[name]) for gpu in gpus))
+        return next(fit, for_gpus[0])
+    for_cpu = [name for name in flavors if name not in for_gpus]
+    return next((name for name in [*for_cpu, *for_gpus] if name in made), for_cpu[0])
+
+
+def abilities(host: Host, values: Pins) -> list[Ability]:
+    """What the host can do: the same checks, as if each way were asked for. Without its base no image can be built."""
+
+    def obstacles(asked: Host) -> str:
+        failed = [
+            finding
+            for finding in checks.judge(asked, values)
+            if finding.status == FAIL
+            or (asked.runner == "docker" and finding.id == "registry-unreachable" and finding.status == WARN)
+        ]
+        return "; ".join(f"{finding.id}: {finding.found}" for finding in failed)
+
+    no_gpu = "" if host.chosen else host.graphics.reason if host.wants_gpu else "the CPU is asked for"
+    on_cpu = replace(host, gpus="0", flavor="", chosen=[])
+    gpu, local = obstacles(replace(host, runner="docker")), obstacles(replace(host, runner="local"))
+    cpu, local_cpu = obstacles(replace(on_cpu, runner="docker")), obstacles(replace(on_cpu, runner="local"))
+    where = "on the GPU" if host.chosen else "on the CPU"
+    where = f"on the CPU, with GPUS=0 ({local})" if local else where
     return [
         Ability("GPU in the container", not (no_gpu or gpu), no_gpu or gpu or "toolkit and driver are there"),
         Ability("CPU in the container", not cpu, cpu or "an engine with compose answers"),
@@ -115,31 +123,32 @@ def abilities(found: Host, values: Dict[str, str]) -> List[Ability]:
     ]
 
 
-def table(findings: List[Finding]) -> List[str]:
-    """The findings as lines; what is not as it should be with its fix and the upstream thread."""
+def table(findings: Sequence[Finding]) -> list[str]:
+    """The findings as lines. A problem comes with its fix and upstream thread; what is skipped is grouped by reason."""
     colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    width = max(60, shutil.get_terminal_size((120, 24)).columns) - 34
+    width = max(60, shutil.get_terminal_size((120, 24)).columns) - INDENT
     lines = []
-    skipped: Dict[str, List[str]] = {}
+    for finding in _grouped(findings):
+        texts = [finding.found]
+        if finding.status in (WARN, FAIL):
+            more = {"wanted": finding.wanted, "fix": finding.fix, "see": finding.reference}
+            texts += [f"{label}: {text}" for label, text in more.items() if text]
+        status = f"{finding.status:<8}"
+        status = f"\033[{COLORS[finding.status]}m{status}\033[0m" if colored else status
+        for number, line in enumerate(part for text in texts for part in _wrapped(text, width)):
+            lines.append(f"{status}{finding.id:<25} {line}" if number == 0 else " " * INDENT + line)
+    return lines
+
+
+def _grouped(findings: Sequence[Finding]) -> list[Finding]:
+    """The same findings, those that were skipped for one reason as one."""
+    skipped: dict[str, list[str]] = {}
     for finding in findings:
         if finding.status == SKIPPED:
             skipped.setdefault(finding.found, []).append(finding.id)
-    for finding in findings:
-        if finding.status == SKIPPED:  # those of one reason share an entry
-            ids = skipped.pop(finding.found, [])
-            if not ids:
-                continue
-            finding = finding._replace(id=f"({len(ids)})", found=f"{finding.found}: {', '.join(ids)}")
-        status = f"{finding.status:<8}"
-        status = f"\033[{COLORS[finding.status]}m{status}\033[0m" if colored else status
-        more = [f"wanted: {finding.wanted}", f"fix: {finding.fix}", f"see: {finding.reference}"]
-        texts = [finding.found, *(more if finding.status in (WARN, FAIL) else [])]
-        texts = [text for text in texts if text and not text.endswith(": ")]
-        wrapped = [
-            part
-            for text in texts
-            for part in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-        ] or [""]
-        lines.append(f"{status}{finding.id:<25} {wrapped[0]}")
-        lines += [" " * 34 + part for part in wrapped[1:]]
-    return lines
+    groups = [Finding(f"({len(ids)})", SKIPPED, f"{why}: {', '.join(ids)}") for why, ids in skipped.items()]
+    return sorted([*(finding for finding in findings if finding.status != SKIPPED), *groups], key=severity)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)

@@ -3,7 +3,7 @@
 from typing import Callable, List, NamedTuple, Optional, Sequence
 
 from maketune_common.errors import Unfit, UserError, nearest
-from maketune_host.doctor import Finding
+from maketune_common.findings import Finding
 from maketune_host.doctor.facts import Docker, Gpu, Graphics
 
 USE_CPU = "or GPUS=0 to run on the CPU"

@@ -1,25 +1,29 @@
-"""What host-setup has to do, from facts about the host. Pure: collecting the facts and doing it is install.py's."""
+"""What host-setup has to do, from facts about the host. Pure: install.py collects the facts and runs the steps."""
+
+from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
-from typing import Dict, FrozenSet, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 from maketune_common.errors import Unfit
+from maketune_common.findings import FAIL, Pins, driver_too_old
 from maketune_common.pins import version
-from maketune_host.doctor.facts import Docker, Graphics
-from maketune_host.setup import distributions
-from maketune_host.setup.distributions import Distro, Packages
+from maketune_host.doctor.commands import ids, install, parse
+from maketune_host.doctor.facts import Host
+from maketune_host.setup.distributions import BY_HAND, RIVALS, VENDOR, Distribution, Packages, detect
 
 DOCKER, TOOLKIT = "download.docker.com", "nvidia.github.io"
 DOCKER_REPOSITORY = f"https://{DOCKER}/linux/"
 TOOLKIT_REPOSITORY = f"https://{TOOLKIT}/libnvidia-container/"
+DRIVER_GUIDE = "https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/"
 KEYRINGS = "/etc/apt/keyrings"
 LOG = "/var/log/maketune-dockerd.log"
 ENGINE_MINIMUM = "20.10"
 WITHOUT_START = (
     """p=/usr/sbin/policy-rc.d; [ -e $p ] || { trap "rm -f $p" EXIT; echo "exit 101" >$p; chmod +x $p; }; "$@\""""
 )
-# Left by an engine that was killed, the files make the next one refuse, or wait for a stranger with that number.
+# After an engine was killed, its pid files make the next one refuse, or wait for another process with that number.
 START = (
     "grep -qx dockerd /proc/$(cat /run/docker.pid)/comm || { "
     "rm -f /run/docker.pid /run/docker/containerd/containerd.pid; "
@@ -33,250 +37,237 @@ START = (
 class Step(NamedTuple):
     """One command, as words or, with `lines`, as a file that it writes."""
 
-    command: Tuple[str, ...]
+    command: tuple[str, ...]
     why: str
     root: bool = True
-    lines: Tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
 
-    def words(self, sudo: bool) -> List[str]:
+    def words(self, sudo: bool) -> list[str]:
         """What to run; `lines` are its standard input."""
         return (["sudo"] if sudo and self.root else []) + list(self.command)
 
     def shown(self, sudo: bool) -> str:
-        """One line that a shell takes."""
+        """The command as one line for a shell."""
         line = shlex.join(self.words(sudo))
-        if self.lines:
-            line = "printf '%s\\n' {} | {} >/dev/null".format(" ".join(map(shlex.quote, self.lines)), line)
-        return line
+        return f"printf '%s\\n' {shlex.join(self.lines)} | {line} >/dev/null" if self.lines else line
 
 
 @dataclass(frozen=True)
-class Host:
+class State:
     """What host-setup must know. The defaults are a bare machine with systemd that reaches the vendors."""
 
     os_release: str
-    docker: Docker = field(default_factory=Docker)
-    engine: bool = False
-    """One is installed, or answers."""
-    running: bool = False
+    host: Host = field(default_factory=Host)
+    """The doctor's facts."""
+    dockerd: bool = False
+    """An engine is installed, or answers."""
     buildx: bool = False
     snap: bool = False
-    packages: FrozenSet[str] = frozenset()
+    packages: frozenset[str] = frozenset()
     """Which of the packages that matter are installed."""
-    repositories: FrozenSet[str] = frozenset()
-    """The vendors' hosts that the package manager knows already."""
-    answers: FrozenSet[str] = frozenset((DOCKER, TOOLKIT))
+    repositories: frozenset[str] = frozenset()
+    """The vendors' hosts that the package manager already knows."""
+    answers: frozenset[str] = frozenset((DOCKER, TOOLKIT))
     """The vendors' hosts that answer."""
     mirror: str = ""
     """Where apt gets the distribution from."""
-    graphics: Graphics = field(default_factory=Graphics)
-    toolkit: str = ""
-    """Version of the NVIDIA Container Toolkit."""
     runtime: bool = False
-    """Docker is set up to give containers a GPU."""
+    """Docker is configured to give containers a GPU."""
     cdi: bool = False
     """There is a CDI specification of NVIDIA's."""
-    systemd: bool = True
-    wsl: bool = False
-    machine: str = "x86_64"
     user: str = ""
-    """Who shall use Docker: not root, and not in group docker yet; else empty."""
+    """Who is to join the group docker; empty for root and for members."""
+
+    @property
+    def running(self) -> bool:
+        """Whether an engine runs, even one that refuses the caller."""
+        docker = self.host.docker
+        return bool(docker.info) or "permission denied" in docker.error.lower()
+
+    @property
+    def card(self) -> bool:
+        """Whether there is an NVIDIA card, with a driver or without."""
+        return bool(self.host.graphics.gpus) or self.host.graphics.broken
 
 
-def plan(host: Host) -> List[Step]:
-    """The steps that are missing, in order. Raises Unfit where they cannot be had without undoing something."""
-    here = distributions.detect(host.os_release)
-    if host.machine != "x86_64":
-        raise Unfit(f"the locked wheels are for x86_64, this is {host.machine}", "take an x86-64 machine")
-    if host.snap:
+def plan(state: State) -> list[Step]:
+    """The steps that are missing, in order. Raises Unfit if they are impossible without undoing something."""
+    here = detect(state.os_release)
+    if state.host.machine != "x86_64":
+        raise Unfit(f"the locked wheels are for x86_64, this is {state.host.machine}", "use an x86-64 machine")
+    if state.snap:
         raise Unfit("Docker is snap's, which sees neither all folders nor the GPU", "sudo snap remove docker")
-    if host.docker.info and version(host.docker.info["ServerVersion"]) < version(ENGINE_MINIMUM):
-        what = "Docker Engine {} is too old: {} or later".format(host.docker.info["ServerVersion"], ENGINE_MINIMUM)
+    engine_version = state.host.docker.info.get("ServerVersion", ENGINE_MINIMUM)
+    if version(engine_version) < version(ENGINE_MINIMUM):
+        what = f"Docker Engine {engine_version} is too old: {ENGINE_MINIMUM} or later is needed"
         raise Unfit(what, f"upgrade it with {here.manager}")
-    card = bool(host.graphics.gpus or host.graphics.broken)
-    sources, packages = _engine(host, here)
-    if card and not host.toolkit:
-        sources += _toolkit_repository(host, here)
+    sources, packages = _engine(state, here)
+    if state.card and not state.host.toolkit.version:
+        sources += _toolkit_repository(state, here)
         packages["the NVIDIA Container Toolkit"] = ["nvidia-container-toolkit"]
-    steps = [*_fetchers(host, here, sources), *sources, *_install(host, here, packages)]
-    steps += _runtime(host) if card else []
-    steps += _start(host, restart=card and not host.runtime)
-    if host.user:
-        steps.append(Step(("usermod", "-aG", "docker", host.user), f"{host.user} may use Docker after logging in anew"))
+    steps = [*_fetchers(state, here, sources), *sources, *_install(state, here, packages)]
+    steps += _runtime(state) if state.card else []
+    steps += _start(state, restart=state.card and not state.runtime)
+    if state.user:
+        why = f"{state.user} may use Docker after logging in again"
+        steps.append(Step(("usermod", "-aG", "docker", state.user), why))
     return steps
 
 
-def probes(here: Distro) -> Dict[str, str]:
+def probes(here: Distribution) -> dict[str, str]:
     """An address at each vendor's host that exists if the vendor serves this distribution."""
     docker = DOCKER_REPOSITORY + here.repository + (f"/dists/{here.codename}/Release" if here.codename else "/gpg")
     return {DOCKER: docker, TOOLKIT: TOOLKIT_REPOSITORY + "gpgkey"}
 
 
-def driver_advice(host: Host, here: Distro, flavor: Dict[str, str]) -> str:
-    """Which NVIDIA driver the user should install, and how; empty where there is no card or the driver will do."""
-    known = [gpu.driver for gpu in host.graphics.gpus]
-    if not host.graphics.broken and all(version(driver) >= version(flavor["DRIVER_MINIMUM"]) for driver in known):
+def driver_advice(state: State, flavor: Pins) -> str:
+    """Which NVIDIA driver to install, and how; empty if there is no card or its driver is recent enough."""
+    graphics = state.host.graphics
+    old = [gpu.driver for gpu in graphics.gpus if driver_too_old(gpu.driver, flavor).status == FAIL]
+    if not old and not graphics.broken:
         return ""
-    wanted = "NVIDIA driver {DRIVER_RECOMMENDED} or later ({DRIVER_MINIMUM} at least)".format(**flavor)
-    found = "found " + known[0] if known else host.graphics.reason
-    how = "install it in Windows, none in WSL" if host.wsl else here.driver + ", then reboot"
-    return f"{wanted}: {found}. The driver is yours to install: {how}"
+    wanted = "NVIDIA driver {DRIVER_RECOMMENDED} or later ({DRIVER_MINIMUM} at least) is needed".format(**flavor)
+    found = f"version {old[0]} is installed" if old else graphics.reason
+    how = f"{install(ids(parse(state.os_release)), 'driver')}, then reboot (guide: {DRIVER_GUIDE})"
+    how = "in Windows, and none in WSL" if state.host.wsl else how
+    return f"{wanted}: {found}. host-setup does not install it; install it yourself: {how}"
 
 
-def _engine(host: Host, here: Distro) -> Tuple[List[Step], Dict[str, List[str]]]:
-    """Steps that make the packages known, and the packages, by what they are."""
-    has = {"engine": host.engine, "compose": version(host.docker.compose) >= [2], "buildx": host.buildx}
-    reached = bool({DOCKER} & (host.answers | host.repositories))
-    rivals = sorted(here.rivals & host.packages) if not host.engine else []
-    own_engine = host.engine and here.own.get("engine", ("",))[0] in host.packages
-    own: Packages = {}
-    vendor: Packages = {}
-    for part in (part for part in has if not has[part]):
-        # The distribution's engine gets the distribution's plugins; Docker's go with it too, where it has none.
-        from_vendor = part in here.vendor and reached and not rivals
-        from_own = part in here.own and "podman-docker" not in rivals and (own_engine or not host.engine)
-        if from_own and (not from_vendor or (own_engine and not here.borrows)):
-            own[part] = here.own[part]
-        elif from_vendor:
-            vendor[part] = here.vendor[part]
-        elif rivals:
-            hint = f"if you can do without: sudo {here.manager} remove {' '.join(rivals)}; then again"
-            raise Unfit(f"Docker would replace {', '.join(rivals)}, and host-setup removes nothing", hint)
-        else:
-            what = f"{DOCKER} does not answer, and {here.name}'s own packages have no {part} that suffices"
-            raise Unfit(what, "let this machine reach it (proxy, firewall), or " + distributions.BY_HAND)
-    steps, packages = [], {}
-    if own:
-        own = here.own if here.borrows else own  # borrowed ones belong together
-        steps += _borrow(host, here) if here.borrows else []
-        why = f", since {DOCKER} does not serve it" if here.vendor and not reached else ""
-        why = f", which leaves {', '.join(rivals)} in place" if rivals else why
-        packages[f"{here.name}'s own Docker {', '.join(own)}{why}"] = _names(own)
-    if vendor:
-        steps += [] if DOCKER in host.repositories else _docker_repository(here)
-        packages[f"Docker's own {', '.join(vendor)}"] = _names(vendor)
-    return steps, packages
+def _engine(state: State, here: Distribution) -> tuple[list[Step], dict[str, list[str]]]:
+    """The steps that add a repository, and the packages, under the reason to install them."""
+    has = {"engine": state.dockerd, "compose": version(state.host.docker.compose) >= [2], "buildx": state.buildx}
+    missing = [part for part, there in has.items() if not there]
+    if not missing:
+        return [], {}
+    reached = DOCKER in state.answers | state.repositories
+    rivals = [] if state.dockerd else sorted(state.packages & set(RIVALS))
+    own_engine = state.dockerd and here.own.get("engine", ("",))[0] in state.packages
+    # The distribution's engine gets the distribution's plugins, or Docker's if its own would be borrowed.
+    if reached and not rivals and (not own_engine or here.borrows):
+        steps = [] if DOCKER in state.repositories else _docker_repository(here)
+        return steps, {f"Docker {', '.join(missing)} from Docker's own repository": _names(VENDOR, missing)}
+    if here.own and "podman-docker" not in rivals and (own_engine or not state.dockerd):
+        parts = list(here.own) if here.borrows else missing  # borrowed ones belong together
+        why = "" if reached else f" ({DOCKER} does not serve it)"
+        why = f" (Docker's own would replace {', '.join(rivals)})" if rivals else why
+        names = {f"Docker {', '.join(parts)} from {here.name}'s own packages{why}": _names(here.own, parts)}
+        return (_borrow(state, here) if here.borrows else []), names
+    if rivals:
+        hint = f"if you do not need them: sudo {here.manager} remove {' '.join(rivals)}; then run host-setup again"
+        raise Unfit(f"Docker would replace {', '.join(rivals)}, and host-setup removes nothing", hint)
+    what = f"{DOCKER} does not answer, and {here.name} has no packages of its own for {', '.join(missing)}"
+    raise Unfit(what, f"let this machine reach it (proxy, firewall), or {BY_HAND}")
 
 
-def _names(packages: Packages) -> List[str]:
-    return list(dict.fromkeys(name for part in packages.values() for name in part))
+def _names(packages: Packages, parts: list[str]) -> list[str]:
+    return [name for part in parts for name in packages[part]]
 
 
-def _borrow(host: Host, here: Distro) -> List[Step]:
+def _borrow(state: State, here: Distribution) -> list[Step]:
     """The later release as a source of these packages and nothing else, so that the system stays what it is."""
-    if not host.mirror:
-        hint = "add one to /etc/apt/sources.list, or " + distributions.BY_HAND
-        raise Unfit(f"apt names no mirror of {here.name}", hint)
-    names = " ".join(name for name in _names(here.own) if name not in ("runc", "iptables"))
-    source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {host.mirror} {here.borrows} main"
-    pins = ("Package: *", f"Pin: release n={here.borrows}", "Pin-Priority: -10", "")
-    pins += (f"Package: {names}", f"Pin: release n={here.borrows}", "Pin-Priority: 900")
-    why = f"{here.name}'s own has no compose 2: {here.borrows}'s section of its mirror, for these packages alone"
-    file = f"maketune-{here.borrows}"
+    if not state.mirror:
+        raise Unfit(f"apt names no mirror of {here.name}", f"add one to /etc/apt/sources.list, or {BY_HAND}")
+    names = " ".join(name for name in _names(here.own, list(here.own)) if name not in ("runc", "iptables"))
+    source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {state.mirror} {here.borrows} main"
+    release = f"Pin: release n={here.borrows}"
+    pins = ("Package: *", release, "Pin-Priority: -10", "", f"Package: {names}", release, "Pin-Priority: 900")
+    why = f"{here.name} has no package of compose 2: let apt take these packages alone from {here.borrows}"
     return [
-        _write(f"/etc/apt/preferences.d/{file}", pins, why),
-        _write(f"/etc/apt/sources.list.d/{file}.list", (source,), why),
+        _write(f"/etc/apt/preferences.d/maketune-{here.borrows}", pins, why),
+        _write(f"/etc/apt/sources.list.d/maketune-{here.borrows}.list", (source,), why),
     ]
 
 
-def _docker_repository(here: Distro) -> List[Step]:
-    base, why = DOCKER_REPOSITORY + here.repository, "Docker's own repository, with its key"
-    if here.manager == "apt":
-        line = f"deb [arch=amd64 signed-by={KEYRINGS}/docker.asc] {base} {here.codename} stable"
-        return _apt_source("docker", base + "/gpg", line, why)
-    if "engine" in here.vendor:
-        return [_download(base + "/docker-ce.repo", "/etc/yum.repos.d/docker-ce.repo", why)]
-    lines = ("[docker-ce-stable]", "name=Docker CE Stable", f"baseurl={base}/9/$basearch/stable", "enabled=1")
-    lines += ("gpgcheck=1", f"gpgkey={base}/gpg", "includepkgs=" + " ".join(_names(here.vendor)))
-    return [_write("/etc/yum.repos.d/docker-ce.repo", lines, why + ", for its plugin alone")]
-
-
-def _toolkit_repository(host: Host, here: Distro) -> List[Step]:
-    name, why = "nvidia-container-toolkit", "NVIDIA's own repository of the Container Toolkit, with its key"
-    if TOOLKIT in host.repositories:
-        return []
-    if TOOLKIT not in host.answers:
-        hint = "let this machine reach it (proxy, firewall); GPUS=0 and RUNNER=local do without"
-        raise Unfit(f"{TOOLKIT}, which has the NVIDIA Container Toolkit, does not answer", hint)
-    if here.manager == "apt":
-        line = f"deb [arch=amd64 signed-by={KEYRINGS}/{name}.asc] {TOOLKIT_REPOSITORY}stable/deb/amd64 /"
-        return _apt_source(name, TOOLKIT_REPOSITORY + "gpgkey", line, why)
-    folder = "/etc/zypp/repos.d/" if here.manager == "zypper" else "/etc/yum.repos.d/"
-    return [_download(f"{TOOLKIT_REPOSITORY}stable/rpm/{name}.repo", folder + name + ".repo", why)]
-
-
-def _runtime(host: Host) -> List[Step]:
-    steps = []
-    configure, why = "nvidia-ctk runtime configure --runtime=docker", "Docker knows NVIDIA's runtime"
-    if not host.runtime and host.docker.rootless:
-        configure += " --config=$HOME/.config/docker/daemon.json"
-        steps.append(Step(("sh", "-c", configure), why + " (the rootless engine's daemon.json)", root=False))
-        without = ("nvidia-ctk", "config", "--set", "nvidia-container-cli.no-cgroups", "--in-place")
-        steps.append(Step(without, "a rootless engine may not set up cgroups for the toolkit"))
-    elif not host.runtime:
-        steps.append(Step(tuple(configure.split()), why + " (/etc/docker/daemon.json)"))
-    by_itself = host.systemd and (not host.toolkit or version(host.toolkit) >= [1, 18])
-    if host.graphics.gpus and not host.cdi and not by_itself:
-        command = ("nvidia-ctk", "cdi", "generate", "--output=/etc/cdi/nvidia.yaml")
-        steps.append(Step(command, "names the GPUs by CDI; this toolkit does not by itself"))
-    return steps
-
-
-def _start(host: Host, restart: bool) -> List[Step]:
-    if host.running and not restart:
-        return []
-    if host.docker.rootless:
-        return [Step(("systemctl", "--user", "restart", "docker"), "the engine takes the runtime up", root=False)]
-    if not host.systemd and host.running:
-        reload = ("sh", "-c", "kill -HUP $(cat /run/docker.pid)")
-        return [Step(reload, "the engine reads /etc/docker/daemon.json anew")]
-    if not host.systemd:
-        return [Step(("sh", "-c", START), f"start the engine, without systemd; its log is {LOG}")]
-    if not restart:
-        return [Step(("systemctl", "enable", "--now", "docker"), "start the engine, now and at boot")]
-    why = "the engine takes the runtime up" + ("; containers that run now will stop" if host.running else "")
-    return [
-        Step(("systemctl", "enable", "docker"), "start the engine at boot"),
-        Step(("systemctl", "restart", "docker"), why),
-    ]
-
-
-def _fetchers(host: Host, here: Distro, sources: List[Step]) -> List[Step]:
-    tools = [name for name in ("ca-certificates", "curl") if name not in host.packages]
-    needed = here.manager == "apt" and any("curl" in step.command for step in sources)
-    return _install(host, here, {"to fetch keys": tools}) if needed and tools else []
-
-
-def _install(host: Host, here: Distro, packages: Dict[str, List[str]]) -> List[Step]:
-    names, why = [name for each in packages.values() for name in each], "; ".join(packages)
-    if not names:
-        return []
+def _docker_repository(here: Distribution) -> list[Step]:
+    base, why = DOCKER_REPOSITORY + here.repository, "add Docker's own repository, with its key"
     if here.manager == "dnf":
-        return [Step(("dnf", "install", "-y", *names), why)]
-    if here.manager == "zypper":
-        return [Step(("zypper", "--non-interactive", "--gpg-auto-import-keys", "install", *names), why)]
-    # A machine that has just booted may be upgrading itself: wait for its lock.
-    install: Tuple[str, ...] = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-y", "--no-remove")
-    install += ("--no-install-recommends", *names)
-    if not host.systemd:  # a start by the package's own script would fail, or race with ours
-        install = ("sh", "-c", WITHOUT_START, "sh", *install)
-    environment = ("env", "DEBIAN_FRONTEND=noninteractive")
-    return [Step(("apt-get", "update"), "what there is to install"), Step((*environment, *install), why)]
+        return [_download(base + "/docker-ce.repo", "/etc/yum.repos.d/docker-ce.repo", why)]
+    return _apt_source("docker", base + "/gpg", f"{base} {here.codename} stable", why)
 
 
-def _apt_source(name: str, key: str, line: str, why: str) -> List[Step]:
+def _toolkit_repository(state: State, here: Distribution) -> list[Step]:
+    name, why = "nvidia-container-toolkit", "add NVIDIA's own repository of the Container Toolkit, with its key"
+    if TOOLKIT in state.repositories:
+        return []
+    if TOOLKIT not in state.answers:
+        hint = "let this machine reach it (proxy, firewall); GPUS=0 and RUNNER=local do not need it"
+        raise Unfit(f"{TOOLKIT}, which has the NVIDIA Container Toolkit, does not answer", hint)
+    if here.manager == "dnf":
+        return [_download(f"{TOOLKIT_REPOSITORY}stable/rpm/{name}.repo", f"/etc/yum.repos.d/{name}.repo", why)]
+    return _apt_source(name, TOOLKIT_REPOSITORY + "gpgkey", TOOLKIT_REPOSITORY + "stable/deb/amd64 /", why)
+
+
+def _apt_source(name: str, key: str, source: str, why: str) -> list[Step]:
     path = f"{KEYRINGS}/{name}.asc"
     return [
         Step(("install", "-m", "0755", "-d", KEYRINGS), why),
         _download(key, path, why),
         Step(("chmod", "a+r", path), why),
-        _write(f"/etc/apt/sources.list.d/{name}.list", (line,), why),
+        _write(f"/etc/apt/sources.list.d/{name}.list", (f"deb [arch=amd64 signed-by={path}] {source}",), why),
     ]
+
+
+def _runtime(state: State) -> list[Step]:
+    steps = []
+    configure, why = "nvidia-ctk runtime configure --runtime=docker", "make NVIDIA's runtime known to Docker"
+    if not state.runtime and state.host.docker.rootless:
+        configure += " --config=$HOME/.config/docker/daemon.json"
+        steps.append(Step(("sh", "-c", configure), why + " (the rootless engine's daemon.json)", root=False))
+        without = ("nvidia-ctk", "config", "--set", "nvidia-container-cli.no-cgroups", "--in-place")
+        steps.append(Step(without, "a rootless engine may not set up cgroups for the toolkit"))
+    elif not state.runtime:
+        steps.append(Step(tuple(configure.split()), why + " (/etc/docker/daemon.json)"))
+    toolkit = state.host.toolkit.version or "1.18"  # one that is installed now is at least that
+    automatic = state.host.systemd and version(toolkit) >= [1, 18]
+    if state.host.graphics.gpus and not state.cdi and not automatic:
+        command = ("nvidia-ctk", "cdi", "generate", "--output=/etc/cdi/nvidia.yaml")
+        steps.append(Step(command, "list the GPUs for CDI, which this toolkit does not do by itself"))
+    return steps
+
+
+def _start(state: State, restart: bool) -> list[Step]:
+    if state.running and not restart:
+        return []
+    read = "the engine reads its new configuration"
+    if state.host.docker.rootless:
+        return [Step(("systemctl", "--user", "restart", "docker"), read, root=False)]
+    if not state.host.systemd and state.running:
+        return [Step(("sh", "-c", "kill -HUP $(cat /run/docker.pid)"), read)]
+    if not state.host.systemd:
+        return [Step(("sh", "-c", START), f"start the engine, without systemd; its log is {LOG}")]
+    if not restart:
+        return [Step(("systemctl", "enable", "--now", "docker"), "start the engine, now and at boot")]
+    warning = "; containers that are running will stop" if state.running else ""
+    return [
+        Step(("systemctl", "enable", "docker"), "start the engine at boot"),
+        Step(("systemctl", "restart", "docker"), read + warning),
+    ]
+
+
+def _fetchers(state: State, here: Distribution, sources: list[Step]) -> list[Step]:
+    tools = [name for name in ("ca-certificates", "curl") if name not in state.packages]
+    needed = here.manager == "apt" and any("curl" in step.command for step in sources)
+    return _install(state, here, {"to download keys": tools}) if needed and tools else []
+
+
+def _install(state: State, here: Distribution, packages: dict[str, list[str]]) -> list[Step]:
+    names, why = [name for group in packages.values() for name in group], "; ".join(packages)
+    if not names:
+        return []
+    if here.manager == "dnf":
+        return [Step(("dnf", "install", "-y", *names), why)]
+    # A machine that has just booted may be upgrading itself: wait for its lock.
+    install = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-y", "--no-remove", "--no-install-recommends")
+    words = (*install, *names)
+    if not state.host.systemd:  # a start by the package's own script would fail, or race with ours
+        words = ("sh", "-c", WITHOUT_START, "sh", *words)
+    update = Step(("apt-get", "update"), "refresh the lists of packages")
+    return [update, Step(("env", "DEBIAN_FRONTEND=noninteractive", *words), why)]
 
 
 def _download(address: str, path: str, why: str) -> Step:
     return Step(("curl", "-fsSL", address, "-o", path), why)
 
 
-def _write(path: str, lines: Tuple[str, ...], why: str) -> Step:
+def _write(path: str, lines: tuple[str, ...], why: str) -> Step:
     return Step(("tee", path), why, lines=lines)

@@ -9,8 +9,7 @@ from typing import List, Tuple
 
 from maketune_common import pins
 from maketune_common.errors import Unfit, UserError
-from maketune_host import doctor as checks
-from maketune_host.doctor import facts, host
+from maketune_host.doctor import checks, facts
 from maketune_host.launch import image, local, venv
 from maketune_host.launch.process import ask, show, supervise
 from maketune_host.targets import workflow
@@ -24,7 +23,7 @@ def run(root: Path, target: str, dry: bool) -> int:
 
 def make_image(root: Path, dry: bool) -> int:
     """Build the image if it is missing. That takes no GPU; which flavor it is may be by what GPU there is."""
-    found = replace(host.collect(root), runner="docker", gpus="0")
+    found = replace(facts.collect(root), runner="docker", gpus="0")
     docker, problem = found.docker, checks.engine_finding(found)
     if problem:
         raise Unfit(f"{problem.id}: {problem.found}", problem.fix)

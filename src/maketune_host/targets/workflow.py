@@ -10,8 +10,7 @@ from typing import Callable, List, Optional
 
 from maketune_common import contract, pins
 from maketune_common.errors import INPUT, UNFIT, Stopped, UserError, nearest, os_hint
-from maketune_host import doctor as checks
-from maketune_host.doctor import facts, host, network
+from maketune_host.doctor import checks, facts, network
 from maketune_host.launch import configured, container, decide, image, inputs, local, venv
 from maketune_host.launch.launch import Launch
 from maketune_host.launch.process import ask
@@ -224,7 +223,7 @@ def device(root: Path, dry: bool, gpus: str = "", to_build: bool = False) -> Lau
     `to_build`: the image itself is wanted, so that whether it can be had does not count.
     """
     request, gpus, wanted = setting("RUNNER", "auto"), gpus or setting("GPUS", "all"), setting("FLAVOR")
-    found = host.collect(root, engine=request != "local")
+    found = facts.collect(root, engine=request != "local")
     docker, graphics = found.docker, found.graphics
     problem = checks.engine_finding(replace(found, gpus=gpus, flavor=wanted))
     gpu = bool(gpus != "0" and wanted != "cpu" and (graphics.gpus or graphics.broken))
