@@ -40,11 +40,7 @@ def test_the_changelog_begins_with_the_version():
 
 def test_the_version_stands_in_one_place():
     files = [ROOT / "pyproject.toml", *(ROOT / "src").rglob("*.py")]
-    spelled = [
-        path
-        for path in [ROOT / "pyproject.toml", *(ROOT / "src").rglob("*.py")]
-        if f'"{__version__}"' in path.read_text()
-    ]
+    spelled = [path for path in files if f'"{__version__}"' in path.read_text()]
     assert spelled == [ROOT / "src/maketune_common/__init__.py"]
 
 

@@ -95,7 +95,7 @@ def _reached(host: Host, name: str, needed: bool, fix: str) -> Finding:
 
 def registry_unreachable(host: Host, pins: Pins) -> Finding:
     """The base image comes from a registry. A warning: a mirror may serve it."""
-    fix = "BASE_IMAGE=<the same image in your mirror>, or configure a proxy for the engine; RUNNER=auto runs locally meanwhile"
+    fix = "BASE_IMAGE=<the same image in your mirror>, or a proxy for the engine; RUNNER=auto runs locally meanwhile"
     return _reached(host, "image registry", not host.local and not host.made, fix)
 
 
