@@ -100,7 +100,7 @@ shell: ## open a shell where the steps run
 test: ## run the tests (REQUIRE_DOCKER=1, REQUIRE_BROWSER=1: what is missing is a failure)
 	$(launch)
 
-lint: ## check style and formatting
+lint: ## check style, formatting and types
 	$(launch)
 
 lock: ## resolve docker/locks/ anew from pyproject.toml (ARGS=--upgrade: newest versions)

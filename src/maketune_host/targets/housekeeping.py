@@ -1,4 +1,4 @@
-"""The targets around the workflow: image, test, lint, lock, clean."""
+"""The targets around the workflow: image, lock, clean."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from maketune_common import pins
 from maketune_common.errors import Unfit, UserError
 from maketune_host import doctor as checks
 from maketune_host.doctor import facts, host
-from maketune_host.launch import image, local, venv
+from maketune_host.launch import image, venv
 from maketune_host.launch.process import ask, show, supervise
 from maketune_host.targets import workflow
 from maketune_host.terminal import complain, say
@@ -19,7 +19,7 @@ from maketune_host.terminal import complain, say
 
 def run(root: Path, target: str, dry: bool) -> int:
     """Do a target; return its exit code."""
-    return {"image": make_image, "test": test, "lint": lint, "lock": lock, "clean": clean}[target](root, dry)
+    return {"image": make_image, "lock": lock, "clean": clean}[target](root, dry)
 
 
 def make_image(root: Path, dry: bool) -> int:
@@ -39,29 +39,6 @@ def make_image(root: Path, dry: bool) -> int:
     return 0
 
 
-def test(root: Path, dry: bool) -> int:
-    """Run the tests in the flavor's venv with the development tools."""
-    flavor = workflow.setting("FLAVOR")
-    if flavor not in pins.flavors(root):
-        made = [name for name in pins.flavors(root) if venv.made(root, name + "-dev")]
-        gpu = bool(facts.graphics().gpus)
-        flavor = (made or ["cu124" if gpu or dry or not workflow.cpu_wheels_answer(root) else "cpu"])[0]
-        say(
-            "flavor: {} ({})".format(
-                flavor, "its venv is made already" if made else "a GPU" if gpu else "by what can be reached"
-            )
-        )
-    python = str(venv.ensure(root, flavor + "-dev", dry))
-    return _tool(root, python, ["-m", "pytest", *workflow.words(os.environ.get("ARGS", ""))], dry)
-
-
-def lint(root: Path, dry: bool) -> int:
-    """Check style and formatting."""
-    python = str(venv.ensure(root, "dev", dry))
-    codes = [_tool(root, python, ["-m", "ruff", *words, "."], dry) for words in (["check"], ["format", "--check"])]
-    return max(codes)
-
-
 def lock(root: Path, dry: bool) -> int:
     """Resolve the locks anew."""
     uv = str(venv.ensure_uv(root, dry))
@@ -70,13 +47,6 @@ def lock(root: Path, dry: bool) -> int:
         show(command, {"UV": uv})
         return 0
     return supervise(command, cwd=str(root), env=dict(os.environ, UV=uv))
-
-
-def _tool(root: Path, python: str, words: List[str], dry: bool) -> int:
-    if dry:
-        show([python, *words])
-        return 0
-    return supervise([python, *words], cwd=str(root), env=local.environment(root, python))
 
 
 def clean(root: Path, dry: bool) -> int:
