@@ -18,9 +18,15 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^]]*\])?==([^\s;\\
 
 
 def flavors(root: Path) -> list[str]:
-    """The flavors that there are, those with a GPU first."""
-    names = sorted(path.stem for path in (root / FLAVORS).glob("*.env"))
-    return sorted(names, key=lambda name: not read_flavor(root, name)["CUDA_VERSION"])
+    """The names of all flavors: those for GPUs first, each kind in the order of PREFERENCE."""
+    pins = {path.stem: read_env(path) for path in (root / FLAVORS).glob("*.env")}
+    return sorted(pins, key=lambda name: (not pins[name]["CUDA_VERSION"], version(pins[name]["PREFERENCE"]), name))
+
+
+def covers(pins: Mapping[str, str], capability: str) -> bool:
+    """Whether a flavor's wheels hold kernels for a compute capability; True where the driver did not say which it is."""
+    low, high = (version(pins[f"COMPUTE_CAPABILITY_{end}"]) for end in ("MINIMUM", "MAXIMUM"))
+    return not capability or low <= version(capability) <= high
 
 
 def read_flavor(root: Path, flavor: str) -> dict[str, str]:
