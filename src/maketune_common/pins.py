@@ -24,7 +24,7 @@ def flavors(root: Path) -> list[str]:
 
 
 def covers(pins: Mapping[str, str], capability: str) -> bool:
-    """Whether a flavor's wheels hold kernels for a compute capability; True where the driver did not say which it is."""
+    """Whether a flavor's wheels hold kernels for a compute capability; True where the driver does not say which."""
     low, high = (version(pins[f"COMPUTE_CAPABILITY_{end}"]) for end in ("MINIMUM", "MAXIMUM"))
     return not capability or low <= version(capability) <= high
 

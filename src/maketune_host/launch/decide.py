@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Mapping, NamedTuple, Sequence
 
 from maketune_common import pins
 from maketune_common.choice import Choice
@@ -23,7 +23,7 @@ def known_runner(request: str) -> str:
     return request
 
 
-def runner(request: str, problem: Optional[Finding], docker: Docker) -> Choice:
+def runner(request: str, problem: Finding | None, docker: Docker) -> Choice:
     """RUNNER=auto|docker|local. Raises Unfit if docker is asked for and `problem` says why it cannot be used."""
     if known_runner(request) == "local":
         return Choice("local", "asked for")
@@ -83,10 +83,12 @@ def flavor(
     `made`: flavors whose image or venv exists; `wheels_answer` tells whether a page of TORCH_WHEELS can be reached.
     """
     if request and request not in flavors:
-        raise UserError(f"FLAVOR={request} is not a flavor", nearest(request, flavors) or "one of " + ", ".join(flavors))
+        hint = nearest(request, flavors) or "one of " + ", ".join(flavors)
+        raise UserError(f"FLAVOR={request} is not a flavor", hint)
     if request and not flavors[request]["CUDA_VERSION"]:
         if gpus_request not in ("all", "0"):
-            raise UserError(f"FLAVOR={request} runs on the CPU and cannot use GPUS={gpus_request}", "give one of the two")
+            what = f"FLAVOR={request} runs on the CPU and cannot use GPUS={gpus_request}"
+            raise UserError(what, "leave one of the two out")
         return Device(request, "0", "asked for")
     if chosen:
         names = ", ".join(gpu.name for gpu in chosen)
@@ -114,7 +116,7 @@ def for_gpus(chosen: Sequence[Gpu], flavors: Flavors) -> str:
 
 
 def _for_cpu(why: str, flavors: Flavors, made: Sequence[str], wheels_answer: Callable[[str], bool]) -> Device:
-    """A flavor for the CPU: one that is installed, else one whose wheels can be reached, else a GPU's, which runs too."""
+    """A flavor for the CPU: one that is installed, else one whose wheels can be reached, else a GPU's."""
     with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
     for_cpu = [name for name in flavors if name not in with_gpu]
     for name in (*for_cpu, *with_gpu):
@@ -132,8 +134,8 @@ class User(NamedTuple):
 
     name: str
     reason: str
-    during: Optional[Tuple[int, int]] = None
-    after: Optional[Tuple[int, int]] = None
+    during: tuple[int, int] | None = None
+    after: tuple[int, int] | None = None
 
 
 def user(uid: int, gid: int, sudo_uid: str, sudo_gid: str, rootless: bool) -> User:
