@@ -99,7 +99,7 @@ def torch_reports() -> dict[str, str | int]:
 def compare_torch(found: Mapping[str, str | int], pins: Mapping[str, str]) -> dict[str, str]:
     """Judge what torch reports against the pins: the names of those that differ, each with a line that says how.
 
-    The torch of the package registry calls itself 2.6.0+cu124 where its wheel, and so the pin, is 2.6.0.
+    The torch of the package registry calls itself `2.6.0+cu124` where its wheel, and so the pin, is `2.6.0`.
     """
     wanted: dict[str, str | int] = {key: pins[key] for key in ("TORCH_VERSION", "CUDA_VERSION", "NCCL_VERSION")}
     major, minor, patch = ([*map(int, pins["CUDNN_VERSION"].split("."))] if pins["CUDNN_VERSION"] else [0, 0, 0])[:3]

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from maketune_common import pins
+from maketune_common.contract import RunDirectory
 from maketune_host.targets import workflow
 from support.workspace import REPOSITORY
 
@@ -143,10 +144,10 @@ def test_publishing_takes_a_run_and_a_place_by_name_and_an_answer(two_runs):
     environment = two_runs.clone.environment | {"RUN": "r", "ARGS": to}
     options = {"cwd": two_runs.clone.root, "env": environment, "capture_output": True, "text": True}
     nobody = subprocess.run(command, input="", **options)
-    assert nobody.returncode == 2 and "nobody is there to ask" in nobody.stderr
+    assert nobody.returncode == 2 and "no terminal to confirm on" in nobody.stderr
     assert "2 bytes  config.json" in nobody.stdout
     refused = subprocess.run(command, input="n\n", **options)
-    assert refused.returncode == 0 and "nothing pushed" in refused.stderr
+    assert refused.returncode == 0 and "nothing was pushed" in refused.stderr
 
 
 def test_texts_piped_in_reach_the_data_step_and_are_not_asked_for_again(steps):
@@ -198,9 +199,9 @@ def test_a_run_with_anything_else_in_it_is_never_removed(tmp_path):
     run.mkdir()
     for name in ("config.yaml", "manifest.json", "notes.txt"):
         (run / name).write_text("")
-    workflow.forget(run)
+    workflow.forget(RunDirectory(run))
     assert len(list(run.iterdir())) == 3
     (run / "notes.txt").unlink()
-    workflow.forget(run)
+    workflow.forget(RunDirectory(run))
     assert not run.exists()
-    workflow.forget(run)
+    workflow.forget(RunDirectory(run))

@@ -51,7 +51,7 @@ def follow(run: contract.RunDirectory) -> int:
     try:
         while True:
             for line in lines:
-                print(_described(line), flush=True)
+                print(described(line), flush=True)
             ended = _outcome(run, before)  # asked before reading: what is written before the end is still shown
             if run.metrics.exists() and run.metrics.stat().st_size < position:
                 say("cut back: the run continues from a checkpoint")
@@ -87,7 +87,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _described(line: dict[str, Any]) -> str:
+def described(line: dict[str, Any]) -> str:
     """A line of metrics.jsonl for reading."""
     if "event" in line:
         details = (f"{key} {value}" for key, value in line.items() if key not in ("step", "event", "time"))

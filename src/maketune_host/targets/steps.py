@@ -69,7 +69,7 @@ def generate(root: Path, target: str, dry: bool) -> int:
         say("note: standard input is not read; PROMPT=- takes its lines as prompts")
     recognize_run_by_its_model(request)
     if request.model:
-        raise UserError("generate takes a run's model, and no MODEL", "name the run: RUN=my-first")
+        raise UserError("generate completes with a run's model, and takes no MODEL", "name the run: RUN=my-first")
     take_existing_run(request)
     if request.exists:
         request.config = ""
