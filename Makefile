@@ -13,7 +13,7 @@ DATA ?=
 MODEL ?=
 ## settings over the config's ("train.max_steps=40 data.text_column=body"), or options of the target (--help)
 ARGS ?=
-## what generate completes; @file: each line of a file; -: each line of standard input; default in a terminal: what you type
+## what generate completes; @file: each line of a file; -: of standard input; default in a terminal: what you type
 PROMPT ?=
 ## all, a count, a list of indices or UUIDs; 0: the CPU
 GPUS ?= all

@@ -26,8 +26,8 @@ compile() {
 }
 
 for name in $flavors dev uv; do
-    : >"$work/$name.txt"
-    if [ -e "$locks/$name.txt" ]; then cp "$locks/$name.txt" "$work/$name.txt"; fi # uv prefers the versions in its output file
+    : >"$work/$name.txt" # uv prefers the versions that it finds in its output file
+    if [ -e "$locks/$name.txt" ]; then cp "$locks/$name.txt" "$work/$name.txt"; fi
 done
 
 first=$(sed -n 's/^MACHINES=//p' docker/flavors/*.env | head -n 1 | cut -d ' ' -f 1)
@@ -64,7 +64,8 @@ for name in $flavors; do
     sed -i '/^torch==/,$d' "$work/$name.txt"
     compile "$(pin "$name" MACHINES | cut -d ' ' -f 1)" "$name" pyproject.toml --constraints "$work/$from.txt" \
         --excludes "$work/$name.excludes.txt" --no-emit-package torch
-    printf 'torch==%s \\\n    --hash=sha256:%s\n' "$(pin "$name" TORCH_VERSION)" "$(pin "$name" TORCH_SHA256)" >>"$work/$name.txt"
+    printf 'torch==%s \\\n    --hash=sha256:%s\n' "$(pin "$name" TORCH_VERSION)" "$(pin "$name" TORCH_SHA256)" \
+        >>"$work/$name.txt"
 done
 
 for name in $flavors dev uv; do

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Sequence
 
@@ -16,11 +17,16 @@ from maketune_common.errors import SIGINT, SIGTERM, Stopped
 WATCHDOG = """
 command=
 while read -r line; do case $line in done) exit;; *) command=$line;; esac; done
+stop() { [ $# -gt 0 ] && "$@" || [ -n "$command" ] && eval "$command"; }
 tries=0
-until [ $# -gt 0 ] && "$@" || [ -n "$command" ] && eval "$command"; do
+until stop "$@"; do
     tries=$((tries + 1)); [ $tries -lt 120 ] || break; sleep 0.5
 done
+[ $tries = 0 ] || { sleep 2; stop "$@"; } # as REPEAT_SECONDS
 """
+REPEAT_SECONDS = 2
+"""A container that has only just started can lose a signal: its first process has no handler yet. If `stop` failed
+before it succeeded, it runs once more after this time."""
 
 
 class Answer(NamedTuple):
@@ -146,6 +152,7 @@ def _wait(child: subprocess.Popen[bytes], stop: list[str] | None, kill: list[str
         return True
 
     stopped = killed = False
+    failed, repeat_at = False, 0.0
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return child.wait(0.2)
@@ -154,5 +161,10 @@ def _wait(child: subprocess.Popen[bytes], stop: list[str] | None, kill: list[str
         if _Signals.received and not stopped:
             gentle = signal.SIGTERM if session else signal.SIGHUP
             stopped = ask(stop).code == 0 if stop else send(gentle)
+            failed |= not stopped
+            repeat_at = time.monotonic() + REPEAT_SECONDS if stopped and failed else 0.0
+        if stop and repeat_at and time.monotonic() > repeat_at:
+            ask(stop)
+            repeat_at = 0.0
         if _Signals.interrupts > 1 and not killed:
             killed = ask(kill).code == 0 if kill else send(signal.SIGKILL)
