@@ -1,35 +1,35 @@
-# Install the NVIDIA driver, then `make train`. `make` alone shows what there is.
+# Install the NVIDIA driver, then `make train`. `make` alone lists targets and variables.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
 
-## the run's settings; by default configs/gpt2.yaml with a GPU, configs/smoke.yaml without
+## settings of the run: a YAML file; default: configs/gpt2.yaml with a GPU, configs/smoke.yaml without
 CONFIG ?=
-## the run's folder in runs/; by default the config's name and the time; one that exists is continued; report takes several
+## the run's folder in runs/; default: config and time; an existing run continues; report takes several
 RUN ?=
-## your texts: a file (.txt, .csv, .jsonl, .parquet, ...), a folder or a glob, anywhere, or several; -: standard input
+## your texts: a file (.txt, .csv, .jsonl, .parquet, ...), a folder, a glob, or several; -: standard input
 DATA ?=
-## a model to start from: a folder, or a Hub id as gpt2
+## the model to start from: a folder, or a Hub id such as gpt2
 MODEL ?=
-## handed through: "train.max_steps=40 data.text_column=body" to steps, options to host-setup, doctor, plan, bench, test and lock
+## settings over the config's ("train.max_steps=40 data.text_column=body"), or options of the target (--help)
 ARGS ?=
-## what generate completes; @file: each line of a file, -: of standard input, none: what you type in the terminal
+## what generate completes; @file: each line of a file; -: of standard input; default in a terminal: what you type
 PROMPT ?=
-## all, a count, a list of indices or UUIDs, or 0: none, and meant so
+## all, a count, a list of indices or UUIDs; 0: the CPU
 GPUS ?= all
-## which pins: cu124 (by default with a GPU) or cpu
+## a file of docker/flavors/: which versions of CUDA and torch; default: by the GPU
 FLAVOR ?=
-## docker, local (a venv of the same lock), or auto: docker where an engine answers and an image can be had
+## docker, local (a venv of the same lock) or auto: docker if an engine answers and an image can be had
 RUNNER ?= auto
-## another base image, where the registry is out of reach
+## another base image, for networks that cannot reach the registry
 BASE_IMAGE ?=
 ## 1: host-setup, publish and clean do not ask
 YES ?=
-## the host's Python, 3.8 or later
+## this machine's Python, 3.8 or later
 PYTHON ?= python3
 
 VARIABLES := CONFIG RUN DATA MODEL ARGS PROMPT GPUS FLAVOR RUNNER BASE_IMAGE YES
-# As the user wrote them, also with `$`, quotes and spaces: they go to the launcher in the environment, not as shell words.
+# They reach the launcher in the environment as the user wrote them, also with `$`, quotes and spaces.
 $(foreach name,$(VARIABLES),$(eval override export $(name) := $$(value $(name))))
 export MAKETUNE_VARIABLES := $(VARIABLES) PYTHON
 export MAKETUNE_GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
@@ -45,53 +45,53 @@ launch = @+'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/d
 
 .PHONY: help host-setup doctor image env-verify data train eval generate plan report publish monitor bench smoke shell test lint lock clean
 
-help: ## show this
+help: ## list targets and variables
 	@awk ' \
 	/^[a-z-]+:.*## / { target = $$0; sub(/:.*/, "", target); sub(/.*## /, ""); targets = targets sprintf("  %-12s %s\n", target, $$0) } \
 	/^## / { meaning = substr($$0, 4) } \
 	/^[A-Z_]+ \?=/ { value = ENVIRON[$$1]; variables = variables sprintf("  %-12s %s%s\n", $$1, meaning, value == "" ? "" : "  [" value "]") } \
 	END { printf "Usage: make TARGET [VARIABLE=value ...]\n\nTargets:\n%s\nVariables [present value]:\n%s", targets, variables }' Makefile
 
-host-setup: ## install what is missing: Docker with compose and buildx, NVIDIA's toolkit (ARGS=--dry-run: show it)
+host-setup: ## install what is missing: Docker with compose and buildx, NVIDIA's toolkit (ARGS=--dry-run: only show it)
 	$(launch)
 
-doctor: ## say what this machine can do, what is wrong with it and how to mend that (ARGS=--json)
+doctor: ## check this machine: what it can do, what is wrong, how to fix it (ARGS=--json)
 	$(launch)
 
-image: ## build the image, if the one for these files is not there
+image: ## build the image, unless the one for these files exists
 	$(launch)
 
-env-verify: ## check packages, libraries, driver and GPU, kernels that really run, mounts, user, disk
+env-verify: ## check packages, libraries, driver, GPU kernels, mounts, user and disk where the steps run
 	$(launch)
 
-data: ## read, check, split and tokenize the texts; fetch the model; has a network, as publish has, and no other step
+data: ## read, check, split and tokenize the texts; fetch the model; the only step besides publish with network access
 	$(launch)
 
-train: ## train, or go on training: does all that is missing before it, then evaluates and samples
+train: ## do every missing step before it, train (or continue), evaluate and write samples
 	$(launch)
 
-eval: ## judge a run's model (the newest's, or MODEL=) on its texts (or DATA=): loss, perplexity, bits per byte
+eval: ## evaluate a run's model (default: the newest) or MODEL on its texts or DATA: loss, perplexity, bits per byte
 	$(launch)
 
-generate: ## complete PROMPT with a run's model (the newest's); in a terminal without PROMPT a session
+generate: ## complete PROMPT with a run's model (default: the newest)
 	$(launch)
 
-plan: ## before anything is installed: does CONFIG fit this GPU (or another), how long, is it worth it (ARGS=--help)
+plan: ## before anything is installed: does CONFIG fit a GPU, how long does it train, is it worth it (ARGS=--help)
 	$(launch)
 
-report: ## a page about RUN (else the newest), or about several side by side (RUN="a b"): curves, figures, how to repeat it
+report: ## write a page about RUN (default: the newest) or several runs (RUN="a b"): curves, figures, how to repeat it
 	$(launch)
 
-publish: ## push RUN's model to the Hub, private: ARGS="--to owner/name" (and --public); shows what goes, and asks
+publish: ## push RUN's model to the Hub, private: ARGS="--to owner/name" (and --public); lists the files and asks
 	$(launch)
 
-monitor: ## watch a run (RUN=, else the newest): nvitop on its GPUs; without a GPU its steps as they come
+monitor: ## watch RUN (default: the newest): its GPUs in nvitop, or without a GPU its steps as they come
 	$(launch)
 
 bench: ## measure training against the usual scripts on this machine (ARGS=--json; ARGS=data: the data step)
 	$(launch)
 
-smoke: ## train with configs/smoke.yaml, whatever the hardware: a small model from scratch in a minute or two
+smoke: ## train a small model from scratch in a minute or two, on any hardware (configs/smoke.yaml)
 	$(launch)
 
 shell: ## open a shell where the steps run
@@ -100,11 +100,11 @@ shell: ## open a shell where the steps run
 test: ## run the tests (REQUIRE_DOCKER=1, REQUIRE_BROWSER=1: what is missing is a failure)
 	$(launch)
 
-lint: ## check style and formatting
+lint: ## check style, formatting and types
 	$(launch)
 
-lock: ## resolve docker/locks/ anew from pyproject.toml (ARGS=--upgrade: newest versions)
+lock: ## resolve docker/locks/ again from pyproject.toml and docker/flavors/ (ARGS=--upgrade: newest versions)
 	$(launch)
 
-clean: ## list caches, venvs and images with their sizes, and remove them if you say so; runs/ stays
+clean: ## list caches, venvs and images with their sizes, and remove them if you agree; runs/ stays
 	$(launch)

@@ -81,14 +81,6 @@ def publish(
     publish.publish(contract.told().run, to, public)
 
 
-@app.command()
-def monitor() -> None:
-    """Show each step of the run as it comes, from metrics.jsonl, until the run has ended."""
-    from maketune.monitor import step as monitor
-
-    monitor.monitor()
-
-
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[data] [OPTIONS]")] = None) -> None:
     """Measure training (`data`: the data step) against the usual scripts, by turns; --help lists its options."""

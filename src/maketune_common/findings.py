@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Mapping, NamedTuple, Sequence
 
-from maketune_common.pins import version
+from maketune_common.pins import covers, version
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 WORST_FIRST = (FAIL, WARN, SKIPPED, OK)
@@ -137,12 +137,6 @@ def driver_too_old(driver: str, pins: Pins, compat: bool = False, install: str =
     return judged("driver-too-old", status == OK, found, wanted, fix + ", then reboot", otherwise=status)
 
 
-def has_kernels(gpu: Gpu, pins: Pins) -> bool:
-    """Whether a flavor's wheels hold kernels for a GPU; true where its driver does not report the capability."""
-    low, high = pins["COMPUTE_CAPABILITY_MINIMUM"], pins["COMPUTE_CAPABILITY_MAXIMUM"]
-    return bool(low) and (not gpu.capability or version(low) <= version(gpu.capability) <= version(high))
-
-
 def gpu_too_new(gpus: Sequence[Gpu], pins: Pins, flavors: Mapping[str, Pins]) -> Finding:
     """Whether the wheels hold kernels for every GPU: one may be newer than the wheels, or too old for them.
 
@@ -152,12 +146,12 @@ def gpu_too_new(gpus: Sequence[Gpu], pins: Pins, flavors: Mapping[str, Pins]) ->
     if not known:
         return Finding("gpu-too-new", SKIPPED, "the driver does not report the compute capability")
     supported = "{COMPUTE_CAPABILITY_MINIMUM} to {COMPUTE_CAPABILITY_MAXIMUM}".format(**pins)
-    bad = [gpu for gpu in known if not has_kernels(gpu, pins)]
+    bad = [gpu for gpu in known if not covers(pins, gpu.capability)]
     found = "; ".join(f"{gpu} has compute capability {gpu.capability}" for gpu in bad or known)
     fixes = []
     if bad:
         found += f", and this flavor's wheels hold kernels for {supported}"
-        others = [name for name, other in flavors.items() if all(has_kernels(gpu, other) for gpu in gpus)]
+        others = [name for name, other in flavors.items() if all(covers(other, gpu.capability) for gpu in gpus)]
         newer = all(version(gpu.capability) > version(pins["COMPUTE_CAPABILITY_MAXIMUM"]) for gpu in bad)
         if others:
             fixes.append("use a flavor that has them: " + " or ".join(f"FLAVOR={name}" for name in others))

@@ -18,9 +18,15 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^]]*\])?==([^\s;\\
 
 
 def flavors(root: Path) -> list[str]:
-    """The flavors that there are, those with a GPU first."""
-    names = sorted(path.stem for path in (root / FLAVORS).glob("*.env"))
-    return sorted(names, key=lambda name: not read_flavor(root, name)["CUDA_VERSION"])
+    """The names of all flavors: those for GPUs first, each kind in the order of PREFERENCE."""
+    pins = {path.stem: read_env(path) for path in (root / FLAVORS).glob("*.env")}
+    return sorted(pins, key=lambda name: (not pins[name]["CUDA_VERSION"], version(pins[name]["PREFERENCE"]), name))
+
+
+def covers(pins: Mapping[str, str], capability: str) -> bool:
+    """Whether a flavor's wheels hold kernels for a compute capability; True where the driver does not say which."""
+    low, high = (version(pins[f"COMPUTE_CAPABILITY_{end}"]) for end in ("MINIMUM", "MAXIMUM"))
+    return bool(low) and (not capability or low <= version(capability) <= high)
 
 
 def read_flavor(root: Path, flavor: str) -> dict[str, str]:
@@ -93,7 +99,7 @@ def torch_reports() -> dict[str, str | int]:
 def compare_torch(found: Mapping[str, str | int], pins: Mapping[str, str]) -> dict[str, str]:
     """Judge what torch reports against the pins: the names of those that differ, each with a line that says how.
 
-    The torch of the package registry calls itself 2.6.0+cu124 where its wheel, and so the pin, is 2.6.0.
+    The torch of the package registry calls itself `2.6.0+cu124` where its wheel, and so the pin, is `2.6.0`.
     """
     wanted: dict[str, str | int] = {key: pins[key] for key in ("TORCH_VERSION", "CUDA_VERSION", "NCCL_VERSION")}
     major, minor, patch = ([*map(int, pins["CUDNN_VERSION"].split("."))] if pins["CUDNN_VERSION"] else [0, 0, 0])[:3]

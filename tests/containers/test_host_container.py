@@ -6,18 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from maketune_common.contract import Told
 from maketune_host.doctor.facts import Docker, Gpu
-from maketune_host.launch import container
 from maketune_host.launch.launch import Launch
+from maketune_host.launch.override import override
+from maketune_host.launch.ownership import hand_over
 
 ODD = 'my $HOME ${x} "file" é:it\'s, #1.csv'
 CARDS = [Gpu(index, "NVIDIA L4", f"GPU-{index}", "550.54.14", "8.9") for index in (0, 1)]
 
 
+def service(verb="train", gpus="0", docker=None, **told):
+    """The service of the override that compose gets."""
+    told = Told(run="r", flavor="cu124", gpus=gpus, runner="docker", **told)
+    launch = Launch(Path("/repo"), told, CARDS if gpus != "0" else [], docker or Docker(), [])
+    return next(iter(override(launch, verb, "1:1", Path("/none"))["services"].values()))
+
+
 def devices(gpus, docker):
-    launch = Launch(Path("/repo"), "docker", "cu124", gpus, CARDS, docker, run="r")
-    service = container.override(launch, "train", "1:1", Path("/none"))["services"]["step"]
-    return service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+    step = service(gpus=gpus, docker=docker)
+    return step.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
 
 
 def test_gpus_are_reserved_as_the_engine_can_give_them():
@@ -32,22 +40,20 @@ def test_gpus_are_reserved_as_the_engine_can_give_them():
 def test_a_runtime_without_its_hook_is_named_itself_since_the_engine_cannot_select_it():
     bare = Docker(info={"Runtimes": {"nvidia": {}}})
     for gpus, visible in (("all", "all"), ("0,1", "GPU-0,GPU-1")):
-        launch = Launch(Path("/repo"), "docker", "cu124", gpus, CARDS, bare, run="r")
-        service = container.override(launch, "train", "1:1", Path("/none"))["services"]["step"]
-        assert (service["runtime"], service["environment"]["NVIDIA_VISIBLE_DEVICES"]) == ("nvidia", visible)
-        assert "deploy" not in service
+        step = service(gpus=gpus, docker=bare)
+        assert (step["runtime"], step["environment"]["NVIDIA_VISIBLE_DEVICES"]) == ("nvidia", visible)
+        assert "deploy" not in step
     desktop = Docker(info={"Runtimes": {"nvidia": {}}, "OperatingSystem": "Docker Desktop"})
     assert devices("all", desktop)[0]["driver"] == "nvidia"
     assert Docker(info=bare.info, cdi=True).gpu_driver == "cdi"
 
 
 def test_the_override_holds_paths_literally_and_mounts_each_once():
-    launch = Launch(Path("/repo"), "docker", "cu124", "0", [], Docker(), run="r", data="/a $b:c", model="/a $b:c")
-    service = container.override(launch, "train", "1:1", Path("/none"))["services"]["step"]
-    assert [mount["target"] for mount in service["volumes"]][:3] == ["/a $$b:c"]
-    assert service["volumes"][0]["read_only"]
-    assert service["environment"]["MAKETUNE_DATA"] == "/a $$b:c"
-    assert service["environment"]["HF_HUB_OFFLINE"] == "1"
+    step = service(data="/a $b:c", model="/a $b:c")
+    assert [mount["target"] for mount in step["volumes"]][:3] == ["/a $$b:c"]
+    assert step["volumes"][0]["read_only"]
+    assert step["environment"]["MAKETUNE_DATA"] == "/a $$b:c"
+    assert step["environment"]["HF_HUB_OFFLINE"] == "1"
 
 
 def test_what_a_step_wrote_changes_hands_and_what_links_point_to_does_not(tmp_path):
@@ -58,7 +64,7 @@ def test_what_a_step_wrote_changes_hands_and_what_links_point_to_does_not(tmp_pa
     run = tmp_path / "run/deep"
     run.mkdir(parents=True)
     (run / "link").symlink_to(outside)
-    container.hand_over(tmp_path / "run", (65532, 65532))
+    hand_over(tmp_path / "run", (65532, 65532))
     assert {path.lstat().st_uid for path in (tmp_path / "run").rglob("*")} == {65532}
     assert outside.stat().st_uid == 0
 
@@ -96,11 +102,9 @@ def test_texts_piped_in_reach_the_data_step(contained):
 
 
 def test_every_file_folder_and_glob_of_data_is_mounted():
-    launch = Launch(Path("/repo"), "docker", "cu124", "0", [], Docker(), run="r", data="/a/*.txt\n/b c.csv")
-    launch.test_data = "/d"
-    service = container.override(launch, "data", "1:1", Path("/none"))["services"]["data"]
-    assert [mount["target"] for mount in service["volumes"]][:3] == ["/a", "/b c.csv", "/d"]
-    assert service["environment"]["MAKETUNE_DATA"] == "/a/*.txt\n/b c.csv"
+    step = service("data", data="/a/*.txt\n/b c.csv", test_data="/d")
+    assert [mount["target"] for mount in step["volumes"]][:3] == ["/a", "/b c.csv", "/d"]
+    assert step["environment"]["MAKETUNE_DATA"] == "/a/*.txt\n/b c.csv"
 
 
 @pytest.mark.container

@@ -5,10 +5,22 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from support import workspace
+from support.workspace import REPOSITORY
+
+FOLLOW = """
+import sys
+from pathlib import Path
+from maketune_common.contract import RunDirectory
+from maketune_host.launch import process
+from maketune_host.targets import monitor
+process.install()
+sys.exit(monitor.follow(RunDirectory(Path(sys.argv[1]))))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +28,23 @@ def folder(tmp_path_factory):
     return workspace.make(tmp_path_factory.mktemp("work space"))
 
 
+def follow(folder, run):
+    """Start the monitor of a run, as `make monitor` does where there is no GPU."""
+    return subprocess.Popen(
+        [sys.executable, "-c", FOLLOW, str(folder / "runs" / run)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="module")
 def watched(folder):
     """What a monitor said of a run from before its first step to its end."""
     assert workspace.call(folder, "whole", "data").returncode == 0
-    monitor = workspace.start(folder, "whole", "monitor")
+    monitor = follow(folder, "whole")
     assert monitor.stderr.readline() == "runs/whole: no step yet\n"
     trained = workspace.call(folder, "whole", "train")
     assert trained.returncode == 0, trained.stderr
@@ -38,9 +62,10 @@ def test_each_step_has_a_line_and_the_monitor_ends_with_the_run(watched):
 
 
 def test_a_run_that_is_trained_already_shows_its_last_lines(folder, watched):
-    done = workspace.call(folder, "whole", "monitor")
-    assert done.returncode == 0
-    assert done.stdout.splitlines() == watched[1][-10:]
+    monitor = follow(folder, "whole")
+    out, _ = monitor.communicate()
+    assert monitor.returncode == 0
+    assert out.splitlines() == watched[1][-10:]
 
 
 def test_lines_come_whole_a_cut_file_is_followed_and_ctrl_c_is_130_without_noise(folder, watched):
@@ -48,7 +73,7 @@ def test_lines_come_whole_a_cut_file_is_followed_and_ctrl_c_is_130_without_noise
     run.mkdir()
     lines = (folder / "runs/whole/metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text(lines[0])
-    monitor = workspace.start(folder, "growing", "monitor")
+    monitor = follow(folder, "growing")
     assert monitor.stdout.readline().startswith("step 1 ")
     with open(run / "metrics.jsonl", "a") as file:
         file.write(lines[1][:20])
@@ -56,7 +81,7 @@ def test_lines_come_whole_a_cut_file_is_followed_and_ctrl_c_is_130_without_noise
         file.write(lines[1][20:] + lines[2])
     assert [monitor.stdout.readline().split()[1] for _ in range(2)] == ["2", "3"]
     (run / "metrics.jsonl").write_text(lines[0])
-    assert monitor.stderr.readline() == "cut back: the run goes on from a checkpoint\n"
+    assert monitor.stderr.readline() == "cut back: the run continues from a checkpoint\n"
     assert monitor.stdout.readline().startswith("step 1 ")
     with open(run / "metrics.jsonl", "a") as file:
         file.write(lines[1])
@@ -69,7 +94,7 @@ def test_lines_come_whole_a_cut_file_is_followed_and_ctrl_c_is_130_without_noise
 def test_a_run_that_fails_or_is_stopped_ends_the_monitor(folder, watched):
     run = folder / "runs/stopped"
     shutil.copytree(folder / "runs/whole", run, ignore=shutil.ignore_patterns("model"))
-    monitor = workspace.start(folder, "stopped", "monitor")
+    monitor = follow(folder, "stopped")
     assert [monitor.stdout.readline() for _ in range(10)]
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["steps"].append({"step": "train", "outcome": "stopped"})
@@ -77,12 +102,6 @@ def test_a_run_that_fails_or_is_stopped_ends_the_monitor(folder, watched):
     (run / "new").rename(run / "manifest.json")
     _, err = monitor.communicate()
     assert (monitor.returncode, err) == (0, "runs/stopped: stopped\n")
-
-
-def test_a_run_that_is_not_there_is_an_error_with_a_hint(folder):
-    done = workspace.call(folder, "none", "monitor")
-    assert done.returncode == 2
-    assert done.stderr == "error: there is no run runs/none\nhint: make train RUN=none\n"
 
 
 @pytest.fixture
@@ -115,6 +134,8 @@ def test_make_monitor_without_a_run_says_what_to_do(launched):
     assert done.stderr == "error: there is no run yet\nhint: make train\n"
     (launched.run / "manifest.json").write_text("{}")
     assert "did you mean r?" in launched(RUN="rr").stderr or "there is no run rr" in launched(RUN="rr").stderr
+    done = launched(RUN="none")
+    assert (done.returncode, done.stderr) == (2, "error: there is no run none\nhint: start it: make train RUN=none\n")
 
 
 def test_make_monitor_takes_the_newest_run_and_follows_it_on_the_cpu(launched):
@@ -128,7 +149,7 @@ def test_make_monitor_takes_the_newest_run_and_follows_it_on_the_cpu(launched):
     (launched.run / "metrics.jsonl").write_text("")
     done = launched("NVIDIA L4")
     assert "run: r (the newest)" in done.stderr
-    assert done.stdout.rstrip().endswith("-m maketune monitor")
+    assert done.stdout.rstrip().endswith("-m maketune_host monitor")
 
 
 def test_make_monitor_opens_nvitop_on_the_runs_gpus(launched):

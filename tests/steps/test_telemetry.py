@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from maketune.core.run import open_run
-from maketune.monitor import step as monitor
 from maketune.train import checkpoints, gpu_watch
 from maketune.train import metrics as telemetry
 from maketune.train.gpu_watch import GpuWatch
 from maketune.train.metrics import Metrics
 from maketune_common.plan import arithmetic, gpus
+from maketune_host.targets import monitor
 from support import workspace
 
 

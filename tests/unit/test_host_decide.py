@@ -13,11 +13,18 @@ CARD = Gpu(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-11111111-aaaa", "550.54.14", "8
 SECOND = Gpu(1, "NVIDIA L4", "GPU-22222222-bbbb", "550.54.14", "8.9")
 BOX = Graphics([CARD, SECOND], "nvidia-smi reports 2")
 ENGINE = Docker("docker", "2.26.1", {"ServerVersion": "26.1.5"})
-KNOWN = ["cu124", "cpu"]
+GPU_PINS = {
+    "CUDA_VERSION": "12.4",
+    "DRIVER_MINIMUM": "525",
+    "COMPUTE_CAPABILITY_MINIMUM": "5.0",
+    "COMPUTE_CAPABILITY_MAXIMUM": "9.0",
+    "TORCH_WHEELS": "",
+}
+FLAVORS = {"cu124": GPU_PINS, "cpu": {"CUDA_VERSION": "", "TORCH_WHEELS": "https://wheels"}}
 
 
 def flavor(request="", gpus="all", graphics=BOX, made=(), answers=True):
-    return decide.flavor(request, gpus, decide.gpus(gpus, graphics), graphics, KNOWN, made, lambda: answers)
+    return decide.flavor(request, gpus, decide.gpus(gpus, graphics), graphics, FLAVORS, made, lambda page: answers)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +76,7 @@ def test_auto_alone_goes_where_no_image_is_needed_if_none_can_be_had():
     ],
 )
 def test_the_flavor_is_guessed_as_it_will_be_decided(request_, gpu, made, wanted):
-    assert decide.likely_flavor(request_, gpu, KNOWN, made) == wanted
+    assert decide.likely_flavor(request_, BOX.gpus if gpu else None, FLAVORS, made) == wanted
     assert flavor(request_, "all" if gpu else "0", BOX if gpu else Graphics(), made).flavor == wanted
 
 
@@ -86,12 +93,36 @@ def test_a_gpu_takes_the_gpu_flavor():
     assert flavor("cu124", gpus="0")[:2] == ("cu124", "0")
 
 
+@pytest.mark.parametrize(
+    ("capability", "driver", "chosen"),
+    [
+        ("8.9", "550.54.14", "cu124"),  # both have kernels: the first
+        ("12.0", "580.95.05", "cu999"),  # only this one has
+        ("8.9", "525.60.13", "cu124"),
+        ("12.0", "530.1", "cu999"),  # its driver is too old, which a check says
+        ("99.0", "580.95.05", "cu124"),  # none has, which a check says
+        ("", "470.1", "cu124"),
+    ],
+)
+def test_the_first_flavor_that_gpu_and_driver_can_use_is_taken(capability, driver, chosen):
+    newer = {**GPU_PINS, "DRIVER_MINIMUM": "570", "COMPUTE_CAPABILITY_MAXIMUM": "12.0"}
+    flavors = {"cu124": GPU_PINS, "cu999": newer, "cpu": FLAVORS["cpu"]}
+    card = Gpu(0, "NVIDIA X", "GPU-1", driver, capability)
+    assert decide.for_gpus([card], flavors) == chosen
+
+
+def test_the_gpu_flavor_must_suit_every_gpu():
+    newer = {**GPU_PINS, "COMPUTE_CAPABILITY_MAXIMUM": "12.0"}
+    cards = [CARD, Gpu(1, "NVIDIA X", "GPU-1", "580.1", "12.0")]
+    assert decide.for_gpus(cards, {"cu124": GPU_PINS, "cu999": newer}) == "cu999"
+
+
 def test_without_a_gpu_what_is_made_is_taken_before_anything_is_asked():
-    def never():
+    def never(page):
         raise AssertionError("asked")
 
     for made, wanted in ((["cu124"], "cu124"), (["cu124", "cpu"], "cpu")):
-        assert decide.flavor("", "all", [], Graphics(), KNOWN, made, never)[:2] == (wanted, "0")
+        assert decide.flavor("", "all", [], Graphics(), FLAVORS, made, never)[:2] == (wanted, "0")
 
 
 def test_without_a_gpu_the_cpu_flavor_is_taken_where_its_wheels_can_be_had():
@@ -115,7 +146,7 @@ def test_wrong_flavors_are_refused():
     with pytest.raises(UserError) as raised:
         flavor("cu12")
     assert "cu124" in raised.value.hint
-    with pytest.raises(UserError, match="FLAVOR=cpu has no use for GPUS=2"):
+    with pytest.raises(UserError, match="cannot use GPUS=2"):
         flavor("cpu", "2")
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from maketune_common.contract import RunDirectory
 from maketune_common.errors import UserError
-from maketune_host.launch import configured, inputs
+from maketune_host.launch import configured, inputs, runs
 from maketune_host.targets import workflow
 
 ODD = 'my $HOME "file" é:it\'s,1.csv'
@@ -69,7 +70,7 @@ def test_a_config_in_configs_is_the_same_string_on_both_sides(root, tmp_path_fac
 def test_a_missing_config_names_the_nearest_and_all(root):
     for text in ("configs/smok.yaml", "smoke.yml"):
         _, hint = refused(inputs.config, text, root, [root])
-        assert hint == "did you mean configs/smoke.yaml? those there are: configs/gpt2.yaml, configs/smoke.yaml"
+        assert hint == "did you mean configs/smoke.yaml? configs: configs/gpt2.yaml, configs/smoke.yaml"
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "  ", "-x", "a\nb", "x" * 300])
@@ -79,15 +80,15 @@ def test_a_run_is_one_folder(name):
 
 def test_run_names_may_be_words_of_any_language():
     assert inputs.run_name(" mein Lauf é.2 ") == "mein Lauf é.2"
-    assert re.fullmatch(r"smoke-\d{8}-\d{6}", inputs.new_run("smoke"))
-    assert inputs.run_name(inputs.new_run("..a b/c"))
+    assert re.fullmatch(r"smoke-\d{8}-\d{6}", runs.new("smoke"))
+    assert inputs.run_name(runs.new("..a b/c"))
 
 
 def test_the_newest_run_with_a_model_is_taken(root):
-    assert "make train" in refused(inputs.newest_run, root)[1]
+    assert "make train" in refused(runs.newest, root)[1]
     (root / "runs/unfinished").mkdir(parents=True)
     (root / "runs/done/model").mkdir(parents=True)
-    assert inputs.newest_run(root) == "done"
+    assert runs.newest(root) == "done"
 
 
 def test_an_open_quote_in_args_is_an_error_of_input():
@@ -97,8 +98,8 @@ def test_an_open_quote_in_args_is_an_error_of_input():
 
 def test_what_an_existing_run_was_made_with_is_remembered(root):
     (root / "manifest.json").write_text('{"inputs": {"DATA": "/x.csv", "MODEL": ""}}')
-    assert inputs.remembered(root) == {"DATA": "/x.csv", "TEST_DATA": "", "MODEL": ""}
-    assert inputs.remembered(root / "none") == {}
+    assert runs.recorded_inputs(RunDirectory(root)) == {"DATA": "/x.csv", "TEST_DATA": "", "MODEL": ""}
+    assert not any(runs.recorded_inputs(RunDirectory(root / "none")).values())
 
 
 def test_data_may_be_several_files_folders_or_globs(root):
@@ -200,4 +201,4 @@ def test_a_prompt_is_a_text_or_the_lines_of_a_file(root, tmp_path):
     (root / "prompts.txt").write_text("")
     message, hint = refused(inputs.prompt, "@prompt.txt", [root])
     assert str(root / "prompt.txt") in message and "did you mean prompts.txt?" in hint
-    assert "a prompt a line" in refused(inputs.prompt, "@elsewhere", [root])[1]
+    assert "one prompt per line" in refused(inputs.prompt, "@elsewhere", [root])[1]

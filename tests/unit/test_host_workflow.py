@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from maketune_common import pins
-from maketune_host.doctor.facts import Docker
+from maketune_common.contract import RunDirectory
+from maketune_host.doctor.docker import Docker
 from maketune_host.launch import image
 from maketune_host.targets import workflow
 from support.workspace import REPOSITORY
@@ -146,10 +147,10 @@ def test_publishing_takes_a_run_and_a_place_by_name_and_an_answer(two_runs):
     environment = two_runs.clone.environment | {"RUN": "r", "ARGS": to}
     options = {"cwd": two_runs.clone.root, "env": environment, "capture_output": True, "text": True}
     nobody = subprocess.run(command, input="", **options)
-    assert nobody.returncode == 2 and "nobody is there to ask" in nobody.stderr
+    assert nobody.returncode == 2 and "no terminal to confirm on" in nobody.stderr
     assert "2 bytes  config.json" in nobody.stdout
     refused = subprocess.run(command, input="n\n", **options)
-    assert refused.returncode == 0 and "nothing pushed" in refused.stderr
+    assert refused.returncode == 0 and "nothing was pushed" in refused.stderr
 
 
 def test_texts_piped_in_reach_the_data_step_and_are_not_asked_for_again(steps):
@@ -201,12 +202,12 @@ def test_a_run_with_anything_else_in_it_is_never_removed(tmp_path):
     run.mkdir()
     for name in ("config.yaml", "manifest.json", "notes.txt"):
         (run / name).write_text("")
-    workflow.forget(run)
+    workflow.forget(RunDirectory(run))
     assert len(list(run.iterdir())) == 3
     (run / "notes.txt").unlink()
-    workflow.forget(run)
+    workflow.forget(RunDirectory(run))
     assert not run.exists()
-    workflow.forget(run)
+    workflow.forget(RunDirectory(run))
 
 
 ENGINE = Docker("docker", "2.26.1", {"ServerVersion": "26.1.5"})
@@ -239,9 +240,11 @@ def test_where_no_image_can_be_had_is_asked_briefly_and_only_if_one_is_missing(
         return dict.fromkeys(addresses, error)
 
     monkeypatch.delenv("BASE_IMAGE", raising=False)
-    monkeypatch.setattr(image, "find", lambda client, name: ("id", 1) if name == names.get(there) else ("", 0))
+    monkeypatch.setattr(
+        image, "find", lambda client, name: image.Image(name, "id" if name == names.get(there) else "", 1)
+    )
     monkeypatch.setattr(workflow.network, "reach", reach)
-    why = workflow.no_image(REPOSITORY, docker, "", gpu=False)
+    why = workflow.no_image(REPOSITORY, docker, "", None)
     assert why == ("the registry of the base image does not answer, and no image is built yet" if local else "")
     assert questions == ([("https://registry-1.docker.io/v2/", 3)] if asked else [])
 
@@ -249,9 +252,9 @@ def test_where_no_image_can_be_had_is_asked_briefly_and_only_if_one_is_missing(
 def test_the_base_image_that_is_named_is_looked_for_and_its_registry_asked(monkeypatch):
     looked, asked = [], []
     monkeypatch.setenv("BASE_IMAGE", "registry.example:5000/base:1")
-    monkeypatch.setattr(image, "find", lambda client, name: looked.append(name) or ("", 0))
+    monkeypatch.setattr(image, "find", lambda client, name: looked.append(name) or image.Image(name, "", 0))
     monkeypatch.setattr(workflow.network, "reach", lambda addresses, _: asked.extend(addresses.values()) or addresses)
-    assert workflow.no_image(REPOSITORY, ENGINE, "cu124", gpu=True)
+    assert workflow.no_image(REPOSITORY, ENGINE, "cu124", [])
     assert looked[-1] == "registry.example:5000/base:1" and asked == ["https://registry.example:5000/v2/"]
 
 

@@ -14,7 +14,9 @@ FLAVORS = {path.stem: pins.read_env(path) for path in sorted((ROOT / "docker/fla
 LOCK_FILES = sorted((ROOT / "docker/locks").glob("*.txt"))
 LOCKS = {path.stem: pins.read_lock(path) for path in LOCK_FILES}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CUDA_ONLY = re.compile(r"nvidia-.*-cu12|triton")
+WITH_GPU = [name for name, flavor in FLAVORS.items() if flavor["CUDA_VERSION"]]
+RESOLVED = [name for name, flavor in FLAVORS.items() if not flavor["LOCK_FROM"]]
+DERIVED = [name for name, flavor in FLAVORS.items() if flavor["LOCK_FROM"]]
 
 
 def requirements(names: list[str]) -> dict[str, str]:
@@ -26,11 +28,21 @@ DIRECT = requirements(PROJECT["project"]["dependencies"])
 
 
 def test_each_flavor_has_the_same_keys_its_own_name_and_a_lock() -> None:
-    assert set(FLAVORS) == {"cpu", "cu124"}
+    assert {"cpu", "cu124"} <= set(FLAVORS)
     assert set(LOCKS) == {*FLAVORS, "dev", "uv"}
     for name, flavor in FLAVORS.items():
         assert flavor["FLAVOR"] == name
-        assert flavor.keys() - {"TORCH_WHEELS", "TORCH_SHA256"} == FLAVORS["cu124"].keys()
+        assert flavor.keys() == FLAVORS[WITH_GPU[0]].keys()
+        assert flavor["PREFERENCE"].isdigit() and flavor["MACHINES"]
+        assert bool(flavor["TORCH_WHEELS"]) == bool(flavor["TORCH_SHA256"]) == bool(flavor["LOCK_FROM"])
+
+
+def test_flavors_for_gpus_come_first_each_kind_by_preference(tmp_path: Path) -> None:
+    (tmp_path / "docker/flavors").mkdir(parents=True)
+    for name, cuda, preference in (("a", "", 1), ("b", "13", 10), ("c", "12", 9), ("d", "12", 9)):
+        text = f"CUDA_VERSION={cuda}\nPREFERENCE={preference}\n"
+        (tmp_path / f"docker/flavors/{name}.env").write_text(text)
+    assert pins.flavors(tmp_path) == ["c", "d", "b", "a"]
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
@@ -38,8 +50,9 @@ def test_the_base_image_is_named_by_tag_and_digest(flavor: str) -> None:
     assert re.fullmatch(r"[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", FLAVORS[flavor]["BASE_IMAGE"])
 
 
-def test_the_cuda_base_image_is_of_the_pinned_cuda() -> None:
-    flavor = FLAVORS["cu124"]
+@pytest.mark.parametrize("name", WITH_GPU)
+def test_the_cuda_base_image_is_of_the_pinned_cuda(name: str) -> None:
+    flavor = FLAVORS[name]
     assert f":{flavor['CUDA_BASE_VERSION']}-base-" in flavor["BASE_IMAGE"]
     assert flavor["CUDA_BASE_VERSION"].startswith(flavor["CUDA_VERSION"] + ".")
 
@@ -49,13 +62,13 @@ def test_python_is_the_one_that_the_project_and_its_locks_are_for(flavor: str) -
     version = FLAVORS[flavor]["PYTHON_VERSION"]
     assert PROJECT["project"]["requires-python"] == f"=={version}.*"
     assert PROJECT["tool"]["ruff"]["target-version"] == "py" + version.replace(".", "")
-    assert f"--python-version {version} " in (ROOT / "docker/lock.sh").read_text()
+    assert version not in (ROOT / "docker/lock.sh").read_text()
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
-def test_torch_is_the_same_in_flavor_lock_and_project(flavor: str) -> None:
+def test_the_flavor_alone_says_which_torch_is_locked(flavor: str) -> None:
     assert LOCKS[flavor]["torch"] == FLAVORS[flavor]["TORCH_VERSION"]
-    assert FLAVORS[flavor]["TORCH_VERSION"].partition("+")[0] == DIRECT["torch"]
+    assert DIRECT["torch"] == ""
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
@@ -72,28 +85,31 @@ def test_every_tool_of_a_group_is_locked(lock: str, group: str) -> None:
 
 
 def test_the_cuda_wheels_are_those_of_the_flavor() -> None:
-    flavor, lock = FLAVORS["cu124"], LOCKS["cu124"]
+    flavor, lock = FLAVORS["cu124"], LOCKS["cu124"]  # another CUDA's wheels have other names
     assert lock["nvidia-cudnn-cu12"] == flavor["CUDNN_VERSION"]
     assert lock["nvidia-nccl-cu12"] == flavor["NCCL_VERSION"]
     for part in ("cublas", "cuda-runtime", "cuda-nvrtc", "cuda-cupti", "nvtx", "nvjitlink"):
         assert lock[f"nvidia-{part}-cu12"].startswith(flavor["CUDA_VERSION"] + ".")
 
 
-def test_the_cpu_lock_is_the_cuda_lock_with_another_torch_and_nothing_of_cuda() -> None:
-    cuda = {name: version for name, version in LOCKS["cu124"].items() if not CUDA_ONLY.fullmatch(name)}
-    assert LOCKS["cpu"] == {**cuda, "torch": FLAVORS["cpu"]["TORCH_VERSION"]}
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_lock_made_from_anothers_has_another_torch_and_nothing_that_only_cuda_needs(name: str) -> None:
+    flavor = FLAVORS[name]
+    excluded = re.compile(flavor["LOCK_EXCLUDES"])
+    kept = {key: version for key, version in LOCKS[flavor["LOCK_FROM"]].items() if not excluded.fullmatch(key)}
+    assert LOCKS[name] == {**kept, "torch": flavor["TORCH_VERSION"]}
+    assert flavor["TORCH_VERSION"].partition("+")[0] == FLAVORS[flavor["LOCK_FROM"]]["TORCH_VERSION"]
+    found = hashes(ROOT / f"docker/locks/{name}.txt")
+    assert found.pop("torch") == [flavor["TORCH_SHA256"]]
+    assert found == {key: hashes(ROOT / f"docker/locks/{flavor['LOCK_FROM']}.txt")[key] for key in found}
 
 
-def test_the_cpu_torch_has_the_one_hash_of_its_flavor() -> None:
-    assert hashes(ROOT / "docker/locks/cpu.txt")["torch"] == [FLAVORS["cpu"]["TORCH_SHA256"]]
-
-
-def test_wheels_that_two_locks_share_are_the_same_files() -> None:
-    cpu, cuda, dev = (hashes(ROOT / f"docker/locks/{name}.txt") for name in ("cpu", "cu124", "dev"))
-    cpu.pop("torch")
-    assert cpu == {name: cuda[name] for name in cpu}
-    assert {name: dev[name] for name in dev.keys() & cuda} == {name: cuda[name] for name in dev.keys() & cuda}
-    assert all(LOCKS["dev"][name] == LOCKS["cu124"][name] for name in dev.keys() & cuda)
+@pytest.mark.parametrize("name", RESOLVED)
+def test_wheels_that_a_flavor_shares_with_the_tools_are_the_same_files(name: str) -> None:
+    lock, dev = (hashes(ROOT / f"docker/locks/{part}.txt") for part in (name, "dev"))
+    shared = lock.keys() & dev.keys()
+    assert {key: dev[key] for key in shared} == {key: lock[key] for key in shared}
+    assert all(LOCKS["dev"][key] == LOCKS[name][key] for key in shared)
 
 
 @pytest.mark.parametrize("path", LOCK_FILES, ids=lambda path: path.stem)
@@ -114,7 +130,6 @@ def test_a_lock_names_no_address_no_index_and_no_folder(path: Path) -> None:
 def test_no_version_or_digest_of_a_flavor_is_repeated_elsewhere() -> None:
     values = [value for flavor in FLAVORS.values() for value in flavor.values() if re.search(r"\d\.\d+\.\d|@", value)]
     values += [value.partition("@")[2] for value in values if "@" in value]
-    values = [value for value in values if value != DIRECT["torch"]]  # pyproject's, kept equal by a test above
     files = [ROOT / "docker/Dockerfile", ROOT / "compose.yaml", ROOT / "Makefile", *(ROOT / "src").rglob("*.py")]
     texts = {path: re.sub(r"`[^`\n]*`", "", path.read_text()) for path in files}  # an example in a docstring is none
     assert [(path.name, value) for path, text in texts.items() for value in values if value in text] == []
@@ -198,8 +213,9 @@ def test_a_torch_that_is_not_the_flavors_is_noticed(found: dict, flavor: str, ke
 
 
 def test_the_installed_torch_is_that_of_a_flavor() -> None:
-    flavor = "cpu" if metadata.version("torch").endswith("+cpu") else "cu124"
-    assert pins.torch_problems(FLAVORS[flavor]) == []
+    installed = metadata.version("torch")
+    names = [name for name, flavor in FLAVORS.items() if installed.startswith(flavor["TORCH_VERSION"])]
+    assert pins.torch_problems(FLAVORS[names[-1]]) == []
 
 
 def test_the_build_check_fails_on_a_wrong_lock_and_names_the_wheel(

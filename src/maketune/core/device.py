@@ -4,19 +4,12 @@ import contextlib
 import os
 from collections import Counter
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 import torch
 
 from maketune_common import contract
+from maketune_common.choice import Choice
 from maketune_common.errors import Unfit
-
-
-class Choice(NamedTuple):
-    """A decision and why it fell so."""
-
-    value: str
-    reason: str
 
 
 def choose_device() -> Choice:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from maketune.core.device import Choice
+from maketune_common.choice import Choice
 
 SECONDS = 120
 """What compiling is taken to cost, both passes and a second shape of batch; an estimate, not measured on a GPU here."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, Sequence
 
 from maketune_common import pins
 from maketune_common.errors import UNFIT, UserError, nearest
-from maketune_common.findings import FAIL, SKIPPED, WARN, Finding, Gpu, Pins, has_kernels, severity
+from maketune_common.findings import FAIL, SKIPPED, WARN, Finding, Pins, severity
 from maketune_host.doctor import checks, facts, network
 from maketune_host.doctor.facts import Host
 from maketune_host.launch import decide, image
@@ -77,7 +77,7 @@ def examine(root: Path) -> tuple[Host, str]:
     chosen = decide.gpus(gpus, host.graphics) if host.wants_gpu and host.graphics.gpus else []
     made = workflow.environments(root, host.docker, "local" if host.local else "docker")
     gpu = host.wants_gpu and bool(chosen or host.graphics.broken)
-    flavor = flavor or default_flavor(host.flavors, chosen if gpu else None, made)
+    flavor = decide.likely_flavor(flavor, chosen if gpu else None, host.flavors, made)
     docker, base = host.docker, workflow.setting("BASE_IMAGE")
     has_base = docker.info and (docker.own_way or image.at_hand(root, docker.client, flavor, base))
     asking.join(2 * SECONDS)
@@ -86,16 +86,6 @@ def examine(root: Path) -> tuple[Host, str]:
     if flavor in made:
         reach.pop("package registry", None)
     return replace(host, chosen=chosen, made=flavor in made, reach=dict(reach)), flavor
-
-
-def default_flavor(flavors: dict[str, Pins], gpus: Sequence[Gpu] | None, made: Sequence[str]) -> str:
-    """The flavor to judge by if none is asked for: for GPUS one that has kernels for them; None means the CPU."""
-    for_gpus = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
-    if gpus is not None:
-        fit = (name for name in for_gpus if all(has_kernels(gpu, flavors[name]) for gpu in gpus))
-        return next(fit, for_gpus[0])
-    for_cpu = [name for name in flavors if name not in for_gpus]
-    return next((name for name in [*for_cpu, *for_gpus] if name in made), for_cpu[0])
 
 
 def abilities(host: Host, values: Pins) -> list[Ability]:

@@ -1,35 +1,33 @@
-"""Judgements: from facts and wishes to a value and its reason. Pure, so that tests can feed any machine."""
+"""Decisions: from facts and what was asked for to a value and its reason. Pure, so that tests can feed any machine."""
 
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from __future__ import annotations
 
+from typing import Callable, Mapping, NamedTuple, Sequence
+
+from maketune_common import pins
+from maketune_common.choice import Choice
 from maketune_common.errors import Unfit, UserError, nearest
-from maketune_common.findings import Finding
-from maketune_host.doctor.facts import Docker, Gpu, Graphics
+from maketune_common.findings import Finding, Gpu
+from maketune_host.doctor.docker import Docker
+from maketune_host.doctor.nvidia import Graphics
 
+RUNNERS = ("auto", "docker", "local")
 USE_CPU = "or GPUS=0 to run on the CPU"
-
-
-class Choice(NamedTuple):
-    """A decision, and why."""
-
-    value: str
-    reason: str
+Flavors = Mapping[str, Mapping[str, str]]
+"""The pins of each flavor by its name, in the order of preference."""
 
 
 def known_runner(request: str) -> str:
-    """RUNNER as it was written. Raises UserError if there is none of that name."""
-    if request not in ("auto", "docker", "local"):
-        hint = nearest(request, ("auto", "docker", "local")) or "auto, docker or local"
-        raise UserError(f"RUNNER={request} is not a runner", hint)
+    """RUNNER as it was written. Raises UserError if there is no runner of that name."""
+    if request not in RUNNERS:
+        raise UserError(f"RUNNER={request} is not a runner", nearest(request, RUNNERS) or "auto, docker or local")
     return request
 
 
-def runner(
-    request: str, problem: Optional[Finding], docker: Docker, no_image: Callable[[], str] = lambda: ""
-) -> Choice:
-    """RUNNER=auto|docker|local. Raises Unfit if docker is insisted on and is not to be had.
+def runner(request: str, problem: Finding | None, docker: Docker, no_image: Callable[[], str] = lambda: "") -> Choice:
+    """RUNNER=auto|docker|local. Raises Unfit if docker is asked for and `problem` says why it cannot be used.
 
-    `no_image` looks whether an image can be had, and says why not; auto alone asks it, for it may take seconds.
+    `no_image` finds out why no image can be had, if so; only auto asks it, since that may take seconds.
     """
     if known_runner(request) == "local":
         return Choice("local", "asked for")
@@ -37,52 +35,45 @@ def runner(
         why = no_image() if request == "auto" else ""
         if why:
             return Choice("local", why)
-        return Choice(
-            "docker", "engine {} with compose {} answers".format(docker.info["ServerVersion"], docker.compose)
-        )
+        return Choice("docker", f"engine {docker.info['ServerVersion']} with compose {docker.compose} answers")
+    reason = f"{problem.id}: {problem.found}"
     if request == "docker":
-        raise Unfit(
-            f"{problem.id}: {problem.found}", problem.fix + "; or RUNNER=local to run in a venv of the same lock"
-        )
-    return Choice("local", f"{problem.id}: {problem.found}")
+        raise Unfit(reason, problem.fix + "; or RUNNER=local to run in a venv of the same lock")
+    return Choice("local", reason)
 
 
-def gpus(request: str, graphics: Graphics) -> List[Gpu]:
+def gpus(request: str, graphics: Graphics) -> list[Gpu]:
     """The GPUs that GPUS (all, a count, indices or UUIDs, or 0) means. Raises UserError for one that is not there."""
-    there = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in graphics.gpus)
     if request in ("all", "0"):
         return graphics.gpus if request == "all" else []
     if not graphics.gpus:
-        raise Unfit(
-            f"gpu-missing: GPUS={request}, but there is no usable GPU: {graphics.reason}",
-            "install the NVIDIA driver, " + USE_CPU,
-        )
+        what = f"gpu-missing: GPUS={request}, but there is no usable GPU: {graphics.reason}"
+        raise Unfit(what, "install the NVIDIA driver, " + USE_CPU)
+    present = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in graphics.gpus)
     if request.isdigit():
         if int(request) > len(graphics.gpus):
-            raise UserError(f"GPUS={request}, but there are {len(graphics.gpus)}", "those there are: " + there)
+            raise UserError(f"GPUS={request}, but this machine has {len(graphics.gpus)}", "GPUs here: " + present)
         return graphics.gpus[: int(request)]
-    chosen = []
+    chosen: list[Gpu] = []
     for name in filter(None, (part.strip() for part in request.split(","))):
-        found = [
-            gpu for gpu in graphics.gpus if name == str(gpu.index) or (len(name) > 7 and gpu.uuid.startswith(name))
-        ]
-        if len(found) != 1:
-            raise UserError(f"GPUS={request}: no GPU {name}", "all, a count, 0, or a list of: " + there)
-        chosen += [gpu for gpu in found if gpu not in chosen]
+        matches = [gpu for gpu in graphics.gpus if _is_named(gpu, name)]
+        if len(matches) != 1:
+            raise UserError(f"GPUS={request}: no GPU {name}", "all, a count, 0, or a list of: " + present)
+        chosen += [gpu for gpu in matches if gpu not in chosen]
     return chosen
 
 
+def _is_named(gpu: Gpu, name: str) -> bool:
+    """Whether `name` is the GPU's index, its UUID, or enough of the UUID's beginning."""
+    return name == str(gpu.index) or (len(name) > 7 and gpu.uuid.startswith(name))
+
+
 class Device(NamedTuple):
-    """Which pins, and whether a GPU is used (`gpus` as MAKETUNE_GPUS: `0` is the CPU, and meant so)."""
+    """Which pins, and whether a GPU is used (`gpus` as MAKETUNE_GPUS: `0` is the CPU, on purpose)."""
 
     flavor: str
     gpus: str
     reason: str
-
-
-def likely_flavor(request: str, gpu: bool, known: Sequence[str], made: Sequence[str]) -> str:
-    """The flavor that `flavor` would take, as far as that is known before anything is asked over a network."""
-    return request or (known[0] if gpu else next((name for name in ("cpu", *known) if name in made), "cpu"))
 
 
 def flavor(
@@ -90,44 +81,77 @@ def flavor(
     gpus_request: str,
     chosen: Sequence[Gpu],
     graphics: Graphics,
-    known: Sequence[str],
+    flavors: Flavors,
     made: Sequence[str],
-    wheels_answer: Callable[[], bool],
+    wheels_answer: Callable[[str], bool],
 ) -> Device:
-    """FLAVOR and GPUS. `made`: flavors whose image or venv exists; `wheels_answer` asks PyTorch's CPU page."""
-    if request and request not in known:
-        raise UserError(f"FLAVOR={request} is not a flavor", nearest(request, known) or "one of " + ", ".join(known))
-    if request == "cpu":
+    """FLAVOR and GPUS. Raises UserError or Unfit where both together, or this machine, cannot be.
+
+    `made`: flavors whose image or venv exists; `wheels_answer` tells whether a page of TORCH_WHEELS can be reached.
+    """
+    if request and request not in flavors:
+        hint = nearest(request, flavors) or "one of " + ", ".join(flavors)
+        raise UserError(f"FLAVOR={request} is not a flavor", hint)
+    if request and not flavors[request]["CUDA_VERSION"]:
         if gpus_request not in ("all", "0"):
-            raise UserError(f"FLAVOR=cpu has no use for GPUS={gpus_request}", "leave one of them out")
-        return Device("cpu", "0", "asked for")
+            what = f"FLAVOR={request} runs on the CPU and cannot use GPUS={gpus_request}"
+            raise UserError(what, "leave one of the two out")
+        return Device(request, "0", "asked for")
     if chosen:
         names = ", ".join(gpu.name for gpu in chosen)
-        return Device(request or "cu124", gpus_request, "asked for" if request else "for " + names)
+        return Device(request or for_gpus(chosen, flavors), gpus_request, "asked for" if request else "for " + names)
     if gpus_request != "0" and (request or graphics.broken):
         what = f"gpu-missing: FLAVOR={request} needs a GPU" if request else "the GPU cannot be used"
-        raise Unfit(
-            f"{what}: {graphics.reason}", "install or mend the NVIDIA driver (a reboot after an upgrade), " + USE_CPU
-        )
+        fix = "install or repair the NVIDIA driver (after an upgrade: reboot), " + USE_CPU
+        raise Unfit(f"{what}: {graphics.reason}", fix)
     why = "GPUS=0" if gpus_request == "0" else "no GPU: " + graphics.reason
     if request:
         return Device(request, "0", "asked for; on the CPU, with GPUS=0")
-    for name in ("cpu", "cu124"):
+    return _for_cpu(why, flavors, made, wheels_answer)
+
+
+def likely_flavor(request: str, gpus: Sequence[Gpu] | None, flavors: Flavors, made: Sequence[str]) -> str:
+    """The flavor that `flavor` would take, as far as that is known without a network. `gpus`: None for the CPU."""
+    with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
+    for_cpu = [name for name in flavors if name not in with_gpu]
+    if request or gpus is not None:
+        return request or for_gpus(gpus or [], flavors)
+    return next((name for name in (*for_cpu, *with_gpu) if name in made), for_cpu[0])
+
+
+def for_gpus(chosen: Sequence[Gpu], flavors: Flavors) -> str:
+    """The first flavor that every GPU and its driver can use; else the first with kernels for all; else the first.
+
+    What still does not fit then is refused by the checks, which say why.
+    """
+    with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
+    capable = [name for name in with_gpu if all(pins.covers(flavors[name], gpu.capability) for gpu in chosen)]
+    oldest = min((pins.version(gpu.driver) for gpu in chosen), default=[0])
+    suited = [name for name in capable if oldest >= pins.version(flavors[name]["DRIVER_MINIMUM"])]
+    return (suited + capable + with_gpu)[0]
+
+
+def _for_cpu(why: str, flavors: Flavors, made: Sequence[str], wheels_answer: Callable[[str], bool]) -> Device:
+    """A flavor for the CPU: one that is installed, else one whose wheels can be reached, else a GPU's."""
+    with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
+    for_cpu = [name for name in flavors if name not in with_gpu]
+    for name in (*for_cpu, *with_gpu):
         if name in made:
-            return Device(name, "0", f"{why}; its environment is made already")
-    if wheels_answer():
-        return Device("cpu", "0", why)
+            return Device(name, "0", f"{why}; already installed")
+    for name in for_cpu:
+        if not flavors[name]["TORCH_WHEELS"] or wheels_answer(flavors[name]["TORCH_WHEELS"]):
+            return Device(name, "0", why)
     reason = f"{why}; PyTorch's CPU wheels cannot be reached, and the GPU build's wheels run on the CPU too: GPUS=0"
-    return Device("cu124", "0", reason)
+    return Device(with_gpu[0], "0", reason)
 
 
 class User(NamedTuple):
-    """Who a step runs as inside, and who owns outside what it writes (None: nothing needs to change hands)."""
+    """Who a step runs as in the container, and who owns outside what it writes (None: nothing changes hands)."""
 
     name: str
     reason: str
-    during: Optional["tuple[int, int]"] = None
-    after: Optional["tuple[int, int]"] = None
+    during: tuple[int, int] | None = None
+    after: tuple[int, int] | None = None
 
 
 def user(uid: int, gid: int, sudo_uid: str, sudo_gid: str, rootless: bool) -> User:
@@ -138,7 +162,6 @@ def user(uid: int, gid: int, sudo_uid: str, sudo_gid: str, rootless: bool) -> Us
         return User(f"{uid}:{gid}", "you")
     if sudo_uid.isdigit() and int(sudo_uid):
         owner = (int(sudo_uid), int(sudo_gid) if sudo_gid.isdigit() else int(sudo_uid))
-        return User("{}:{}".format(*owner), "who called sudo", owner, owner)
-    return User(
-        "65532:65532", "root does not run in the container; what it writes is yours after", (65532, 65532), (0, 0)
-    )
+        return User(f"{owner[0]}:{owner[1]}", "who called sudo", owner, owner)
+    reason = "started as root: the step runs as UID 65532 and its files are handed back to you"
+    return User("65532:65532", reason, (65532, 65532), (0, 0))

@@ -1,1 +1,1 @@
-"""What each target of the Makefile does."""
+"""What each make target does; table.py says where."""

@@ -1,169 +1,104 @@
-"""What a target does: the decisions, each printed with its reason, then the steps that are missing, in order."""
+"""From what was asked to steps that run: the decisions, each printed with its reason, the environment, the steps."""
+
+from __future__ import annotations
 
 import json
 import os
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, List, Optional
 
 from maketune_common import contract, pins
-from maketune_common.errors import INPUT, UNFIT, Stopped, UserError, nearest, os_hint
+from maketune_common.errors import INPUT, Unfit, UserError
+from maketune_common.findings import Gpu
 from maketune_host.doctor import checks, facts, network
-from maketune_host.launch import configured, container, decide, image, inputs, local, venv
-from maketune_host.launch.launch import Launch
+from maketune_host.doctor.docker import Docker
+from maketune_host.launch import configured, container, decide, image, inputs, local, runs, venv
+from maketune_host.launch.launch import Launch, git_commit
 from maketune_host.launch.process import ask
-from maketune_host.terminal import complain, say
+from maketune_host.targets.request import Request
+from maketune_host.targets.variables import overrides, setting, words
+from maketune_host.terminal import complain, say, terminal
 
-STEPS = ("env-verify", "data", "train", "eval", "generate", "report", "publish", "monitor", "bench", "smoke", "shell")
-
-
-def setting(name: str, default: str = "") -> str:
-    """A variable of the Makefile."""
-    return os.environ.get(name, "").strip() or default
+__all__ = ["setting", "words"]
 
 
-def words(text: str) -> List[str]:
-    """ARGS as words, split as a shell would. Raises UserError for an open quote."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"ARGS={text}: {str(error).lower()}", "close the quotes") from None
+@dataclass(frozen=True)
+class Place:
+    """Where steps run."""
+
+    runner: str
+    flavor: str
+    gpus: str
+    """As MAKETUNE_GPUS: `0` for the CPU."""
+    devices: list[Gpu]
+    docker: Docker
 
 
-def overrides(text: str) -> List[str]:
-    """ARGS as settings over the config's. Raises UserError for what is no setting."""
-    settings = words(text)
-    for each in settings:
-        if each.startswith("-"):
-            raise UserError(f"ARGS: {each!r} is not of the form section.key=value", 'as in ARGS="train.max_steps=40"')
-    return settings
-
-
-def run(root: Path, target: str, dry: bool) -> int:
-    """Do a step and what must come before it; return the exit code."""
-    verb = "train" if target == "smoke" else target
-    launch = decided(root, verb, smoke=target == "smoke", dry=dry)
-    if verb == "publish" and not inputs.agreed(launch.run_dir / "model", setting("YES") in ("1", "yes"), dry):
-        return 0
-    prepare(launch)
-    new = not (dry or setting("RUN") or launch.run_dir.exists())  # a name that was asked for keeps its settings
-    steps = [verb]
-    if verb == "train":
-        steps = [*([] if verified(launch) else ["env-verify"]), "data", "train"]
-    elif verb == "eval" and (setting("DATA") or setting("MODEL") or not (launch.run_dir / "data.json").exists()):
-        steps = ["data", "eval"]
-    if launch.data == "-" and setting("DATA") != "-" and "data" in steps:
-        if not (launch.run_dir / "data.json").exists():
-            raise UserError(f"runs/{launch.run} reads its texts from standard input", "pipe them in, with DATA=-")
-        steps.remove("data")  # they came once, and are tokens now
-    for step in steps:
-        if len(steps) > 1:
-            say(f"== {step}")
-        code = (container if launch.runner == "docker" else local).run(launch, step)
-        if code in (137, -9):
-            complain(
-                f"{step} was killed",
-                "out of memory? less at once: ARGS=train.micro_batch_size=1; dmesg says who did it",
-            )
-        if code == INPUT and new:
-            forget(launch.run_dir)
-        if code:
-            return code
-    return 0
-
-
-def forget(run: Path) -> None:
-    """Remove a run in which nothing was done: its settings, checks and surroundings, if no more is in it."""
-    written = [run / name for name in ("config.yaml", "env.json", "manifest.json")]
-    if run.is_dir() and set(run.iterdir()) <= set(written):
-        for path in written:
-            if path.exists():
-                path.unlink()
-        run.rmdir()
-
-
-def decided(root: Path, verb: str, smoke: bool, dry: bool) -> Launch:
-    """Check what the user named, look at the machine, and decide; every decision is printed with its reason."""
-    started_in = [root, Path(os.environ.get(contract.CALLED_FROM) or str(root))]  # the second after make -C
-    data = inputs.data(setting("DATA"), started_in)
-    model = inputs.model(setting("MODEL"), started_in)
-    prompt = inputs.prompt(os.environ.get("PROMPT", ""), started_in) if verb == "generate" else ("", "")
-    if verb == "generate" and not prompt[0] and sys.stdin.isatty() and sys.stdout.isatty():
-        prompt = ("-", "")  # a session in the terminal
-    if verb == "generate" and not prompt[0] and inputs.piped_in():
-        say("note: standard input is not read; PROMPT=- takes its lines as prompts")
-    config = "configs/smoke.yaml" if smoke else setting("CONFIG")
-    config = inputs.config(config, root, started_in) if config else ""
-    reason = "smoke" if smoke else "asked for"
-    name = inputs.run_name(setting("RUN")) if setting("RUN") and verb != "report" else ""
-    if name and (root / "runs" / name).exists() and not (root / "runs" / name).is_dir():
-        raise UserError(f"RUN={name}: runs/{name} is a file", "choose another RUN")
-    if verb == "monitor":
-        return watched(root, name, dry)
-    if verb in ("report", "publish"):
-        return finished(root, verb, dry)
-    if verb == "bench":
-        launch = device(root, dry)
-        launch.run, launch.arguments = inputs.new_run("bench"), words(os.environ.get("ARGS", ""))  # the run stays empty
-        return launch
-    if verb in ("eval", "generate") and model and not data and not name:  # a run's model, on its own texts
-        path = Path(os.path.realpath(model))
-        if path.name == "model" and path.parent.parent == (root / "runs").resolve():
-            model, name = "", path.parent.name
-    if verb == "generate" and model:
-        raise UserError("generate completes with a run's model, and takes no MODEL", "name the run: RUN=my-first")
-    if verb == "eval" and data and not model:  # other texts for a run's model: a run of its own
-        judged = name if name and (root / "runs" / name / "model").is_dir() else inputs.newest_run(root)
-        model, name = str(root / "runs" / judged / "model"), "" if judged == name else name
-        say(f"model: {model} (of the run {judged})")
-    judged_anew = verb == "eval" and (data or model)
-    its = Path(model).parent / "config.yaml"  # where the model is a run's: the context, the column
-    if verb == "eval" and data and not config and its.parent.parent == root / "runs" and its.is_file():
-        config, reason = str(its.relative_to(root)), "the model's run's"
-    if name and verb in ("eval", "generate", "shell") and not judged_anew and not (root / "runs" / name).is_dir():
-        there = [path.name for path in (root / "runs").glob("*") if path.is_dir()]
-        raise UserError(f"there is no run runs/{name}", nearest(name, there) or f"make train RUN={name}")
-    if not name and verb in ("eval", "generate", "shell") and not judged_anew:
-        name = inputs.newest_run(root)
-        say(f"run: {name} (the newest with a model)")
-    existing = bool(name) and (root / "runs" / name / "config.yaml").exists()
-    if existing and verb in ("eval", "generate"):
-        config = ""
-    source = root / config if config and not data and verb in ("data", "train", "eval") else None
-    arguments, given_data, test_data = texts(overrides(os.environ.get("ARGS", "")), source, started_in)
-    if verb == "eval" and data:
-        say("split: all of the texts (those held back alone: ARGS=eval.split=test)")
-        arguments.insert(0, "eval.split=all")
-
-    launch = device(root, dry)
-    launch.data, launch.test_data, launch.model, launch.arguments = given_data or data, test_data, model, arguments
-    launch.prompt, launch.prompts = prompt
-    if existing and not config:
-        say(f"config: runs/{name}/config.yaml (the run's own)")
-        for key, path in inputs.remembered(root / "runs" / name).items():
-            if not getattr(launch, key.lower()) and all(map(os.path.exists, inputs.paths(path))):
-                setattr(launch, key.lower(), path)
+def decided(request: Request, verb: str, dry: bool) -> Launch:
+    """Decide runner, flavor, GPUs, config, texts and run for a step that has a config."""
+    root, config = request.root, request.config
+    source = root / config if config and not request.data and verb in ("data", "train", "eval") else None
+    arguments, data, test_data = texts(overrides(os.environ.get("ARGS", "")), source, request.folders)
+    data = data or request.data
+    place = device(root, dry)
+    model = request.model
+    if request.exists and not config:
+        say(f"config: runs/{request.run}/config.yaml (the run's own)")
+        recorded = runs.recorded_inputs(runs.directory(root, request.run))
+        recorded = {key: path for key, path in recorded.items() if all(map(os.path.exists, inputs.paths(path)))}
+        data, model = data or recorded.get("DATA", ""), model or recorded.get("MODEL", "")
+        test_data = test_data or recorded.get("TEST_DATA", "")
     elif config:
-        say(f"config: {config} ({reason})")
+        say(f"config: {config} ({request.reason})")
     else:
-        config = "configs/gpt2.yaml" if launch.gpus != "0" else "configs/smoke.yaml"
-        say("config: {} ({})".format(config, "there is a GPU" if launch.gpus != "0" else "for the CPU"))
-    launch.config = config
-    launch.run = name or inputs.new_run("eval" if verb == "eval" else Path(config).stem)
-    if setting("RUN") or not existing:
-        say("run: runs/{} ({})".format(launch.run, "goes on" if existing else "new"))
-    given = launch if verb in ("data", "train") else replace(launch, data=data, model=model)
-    launch.command = command_line(verb, given)
-    return launch
+        on_cpu = place.gpus == "0"
+        config = "configs/smoke.yaml" if on_cpu else "configs/gpt2.yaml"
+        say(f"config: {config} ({'for the CPU' if on_cpu else 'there is a GPU'})")
+    run = request.run or runs.new("eval" if verb == "eval" else Path(config).stem)
+    if setting("RUN") or not request.exists:
+        say(f"run: runs/{run} ({'continues' if request.exists else 'new'})")
+    told = contract.Told(run=run, config=config, data=data, test_data=test_data, model=model)
+    asked = told if verb in ("data", "train") else replace(told, data=request.data, model=request.model)
+    arguments = [*request.arguments, *arguments]
+    return launch(root, place, verb, told, arguments, dry, request.prompt, request.prompts, asked)
 
 
-def texts(arguments: List[str], config: Optional[Path], folders: List[Path]) -> "tuple[List[str], str, str]":
-    """ARGS, and what ARGS, else the config, names as data.path and data.test_path: absolute, one a line, as DATA is.
+def launch(
+    root: Path,
+    place: Place,
+    verb: str,
+    told: contract.Told,
+    arguments: list[str],
+    dry: bool,
+    prompt: str = "",
+    prompts: str = "",
+    asked: contract.Told | None = None,
+) -> Launch:
+    """The launch of a verb at a place. `told` names run, config and inputs, `asked` those that its command repeats."""
+    told = replace(told, flavor=place.flavor, gpus=place.gpus, runner=place.runner, git_commit=git_commit(root))
+    told = replace(told, command=command_line(verb, asked or told, place))
+    told = replace(told, terminal="1" if terminal() else "", stdout_terminal="1" if sys.stdout.isatty() else "")
+    base = setting("BASE_IMAGE")
+    return Launch(root, told, place.devices, place.docker, arguments, prompt, prompts, dry, base)
 
-    data.path leaves ARGS, for it becomes DATA; data.test_path stays in it or comes into it, for DATA puts the config's
-    away. Raises UserError for what cannot be read.
+
+def command_line(verb: str, told: contract.Told, place: Place) -> str:
+    """The make command that repeats this."""
+    several = told.data.split("\n")
+    shown = " ".join(map(shlex.quote, several)) if len(several) > 1 else told.data
+    values = {"RUN": told.run, "CONFIG": told.config, "DATA": shown, "MODEL": told.model}
+    values.update(ARGS=os.environ.get("ARGS", ""), PROMPT=os.environ.get("PROMPT", "") if verb == "generate" else "")
+    values.update(GPUS=place.gpus, FLAVOR=place.flavor, RUNNER=place.runner)
+    return " ".join(["make", verb] + [f"{key}={shlex.quote(value)}" for key, value in values.items() if value])
+
+
+def texts(arguments: list[str], config: Path | None, folders: list[Path]) -> tuple[list[str], str, str]:
+    """ARGS, and what ARGS, else the config, names as data.path and data.test_path: absolute, one per line, as DATA is.
+
+    data.path leaves ARGS, since it becomes DATA; data.test_path stays in ARGS or is added to it, since DATA replaces
+    the config's. Raises UserError for what cannot be read.
     """
     others, found = [], {}
     named = configured.texts(config) if config else {}
@@ -187,142 +122,114 @@ def texts(arguments: List[str], config: Optional[Path], folders: List[Path]) -> 
     return others, found.get("data.path", ""), "\n".join(tested)
 
 
-def watched(root: Path, name: str, dry: bool) -> Launch:
-    """Decide which run to show, RUN or the newest, and on which GPUs it is, unless GPUS says so."""
-    run = inputs.watched_run(root, name)
-    if not name:
-        say(f"run: {run} (the newest)")
-    gpus = setting("GPUS", "all")
-    if gpus == "all":
-        gpus = str(inputs.read_json(root / "runs" / run / "manifest.json").get("gpus") or gpus)
-    launch = device(root, dry, gpus)
-    launch.run = run
-    return launch
-
-
-def finished(root: Path, verb: str, dry: bool) -> Launch:
-    """Decide which runs to report on, RUN or the newest, or which to publish: as they are, with no GPU."""
-    arguments = words(os.environ.get("ARGS", ""))
-    if verb == "report":
-        runs = inputs.reported_runs(root, setting("RUN"))
-        if arguments:
-            raise UserError(f"ARGS={os.environ['ARGS']}: report takes none", 'several runs are RUN="a b"')
-        if not setting("RUN"):
-            say(f"run: {runs[0]} (the newest)")
-    else:
-        runs = [inputs.published_run(root, setting("RUN"), arguments)]
-    launch = device(root, dry, "0")
-    launch.run, launch.arguments = runs[0], [*runs[1:], *arguments]
-    launch.command = command_line(verb, launch)
-    return launch
-
-
-def device(root: Path, dry: bool, gpus: str = "", to_build: bool = False) -> Launch:
+def device(root: Path, dry: bool, gpus: str = "", to_build: bool = False) -> Place:
     """Decide the runner, the flavor and the GPUs. Raises Unfit where the machine cannot do what is asked.
 
-    `to_build`: the image itself is wanted, so that whether it can be had does not count.
+    `to_build`: the image itself is asked for, so it does not matter whether one can be had.
     """
-    request, gpus, wanted = setting("RUNNER", "auto"), gpus or setting("GPUS", "all"), setting("FLAVOR")
+    request, gpus, asked_flavor = setting("RUNNER", "auto"), gpus or setting("GPUS", "all"), setting("FLAVOR")
     found = facts.collect(root, engine=request != "local")
     docker, graphics = found.docker, found.graphics
-    problem = checks.engine_finding(replace(found, gpus=gpus, flavor=wanted))
-    gpu = bool(gpus != "0" and wanted != "cpu" and (graphics.gpus or graphics.broken))
+    found = replace(found, gpus=gpus, flavor=asked_flavor)
+    cards = graphics.gpus if found.wants_gpu and (graphics.gpus or graphics.broken) else None
     runner = decide.runner(
-        request, problem, docker, lambda: "" if dry or to_build else no_image(root, docker, wanted, gpu)
+        request,
+        checks.engine_finding(found),
+        docker,
+        lambda: "" if dry or to_build else no_image(root, docker, asked_flavor, cards),
     )
-    say("runner: {} ({})".format(*runner))
-    found = replace(found, runner=runner.value, gpus=gpus, flavor=wanted)
+    say(f"runner: {runner.value} ({runner.reason})")
+    found = replace(found, runner=runner.value)
     if graphics.broken and found.wants_gpu:
         checks.preflight(found, {})
     chosen = decide.gpus(gpus, graphics)
-    known = pins.flavors(root)
+    flavors = found.flavors
     made = environments(root, docker, runner.value)
-    flavor = decide.flavor(wanted, gpus, chosen, graphics, known, made, lambda: dry or cpu_wheels_answer(root))
+    flavor = decide.flavor(asked_flavor, gpus, chosen, graphics, flavors, made, lambda page: dry or answers(page))
     say(f"flavor: {flavor.flavor} ({flavor.reason})")
     chosen = chosen if flavor.gpus != "0" else []
     found = replace(found, gpus=flavor.gpus, flavor=flavor.flavor, chosen=chosen, made=flavor.flavor in made)
-    checks.preflight(found, pins.read_flavor(root, flavor.flavor))
-    launch = Launch(root, runner.value, flavor.flavor, flavor.gpus, chosen, docker)
-    launch.dry, launch.base_image = dry, setting("BASE_IMAGE")
-    return launch
+    checks.preflight(found, flavors[flavor.flavor])
+    return Place(runner.value, flavor.flavor, flavor.gpus, chosen, docker)
 
 
-def environments(root: Path, docker: facts.Docker, runner: str) -> List[str]:
-    """The flavors whose image, or venv, is there."""
+def environments(root: Path, docker: Docker, runner: str) -> list[str]:
+    """The flavors whose image, or venv, exists."""
     if runner == "docker":
-        return [each for each in pins.flavors(root) if image.find(docker.client, "maketune:" + each)[0]]
-    return [each for each in pins.flavors(root) if venv.made(root, each)]
+        return [name for name in pins.flavors(root) if image.find(docker.client, f"{image.NAME}:{name}").id]
+    return [name for name in pins.flavors(root) if venv.made(root, name)]
 
 
-def no_image(root: Path, docker: facts.Docker, wanted: str, gpu: bool) -> str:
-    """Why no image can be had, or nothing: there is none of these files, nor its base, and no registry answers in 3 s.
+def no_image(root: Path, docker: Docker, flavor: str, gpus: list[Gpu] | None) -> str:
+    """Why no image can be had, or an empty text: neither it nor its base is here, and no registry answers in 3 s.
 
-    A registry is not asked where the engine has a way to it that this machine has not.
+    A registry is not asked where the engine reaches it by a way that this machine does not have.
     """
-    known, base = pins.flavors(root), setting("BASE_IMAGE")
-    flavor = decide.likely_flavor(wanted, gpu, known, environments(root, docker, "docker"))
-    if flavor not in known or docker.own_way or image.at_hand(root, docker.client, flavor, base):
+    flavors, base = {name: pins.read_flavor(root, name) for name in pins.flavors(root)}, setting("BASE_IMAGE")
+    flavor = decide.likely_flavor(flavor, gpus, flavors, environments(root, docker, "docker"))
+    if flavor not in flavors or docker.own_way or image.at_hand(root, docker.client, flavor, base):
         return ""
-    registry = network.registry(base or pins.read_flavor(root, flavor)["BASE_IMAGE"])
-    error = network.reach({"registry": registry}, 3)["registry"]
-    if not error or "ssl" in error.lower():  # an answer, too: the engine may take HTTP or a certificate of its own
+    error = network.reach({"registry": network.registry(base or flavors[flavor]["BASE_IMAGE"])}, 3)["registry"]
+    if not error or "ssl" in error.lower():  # also an answer: the engine may take HTTP, or a certificate of its own
         return ""
     return "the registry of the base image does not answer, and no image is built yet"
 
 
-def cpu_wheels_answer(root: Path) -> bool:
-    """Whether PyTorch's CPU page answers within 3 seconds, finding its host included, which urllib does not limit."""
+def answers(page: str) -> bool:
+    """Whether a page of wheels answers within 3 seconds, name look-up included, which urllib does not limit."""
     program = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).close()"
-    page = pins.read_flavor(root, "cpu")["TORCH_WHEELS"]
     return ask([sys.executable, "-c", program, page], timeout=3).code == 0
 
 
-def prepare(launch: Launch) -> None:
-    """Make the image or the venv, if it is missing."""
-    if launch.runner == "docker":
+def prepare(launch: Launch) -> Launch:
+    """Make the image or the venv if it is missing, and complete the launch with it. Raises Unfit."""
+    root, flavor = launch.root, launch.told.flavor
+    if not (root / pins.LOCKS / f"{flavor}.txt").exists():
+        raise Unfit(f"the flavor {flavor} has no lock yet", "make lock")
+    if launch.told.runner == "docker":
         user = container.caller(launch)
         say(f"user: {user.name} ({user.reason})")
-        launch.tag, launch.image = image.ensure(
-            launch.root, launch.docker.client, launch.flavor, launch.base_image, launch.dry
-        )
-        launch.environment = f"docker:{launch.image}:{launch.gpus}"
-    else:
-        launch.python = str(venv.ensure(launch.root, launch.flavor, launch.dry))
-        launch.environment = f"local:{pins.lock_digest(launch.root, launch.flavor)}:{launch.gpus}"
+        built = image.ensure(root, launch.docker.client, flavor, launch.base_image, launch.dry)
+        environment = f"docker:{built.id}:{launch.told.gpus}"
+        return replace(launch, tag=built.tag, told=replace(launch.told, image=built.id, environment=environment))
+    python = str(venv.ensure(root, flavor, launch.dry))
+    environment = f"local:{pins.lock_digest(root, flavor)}:{launch.told.gpus}"
+    return replace(launch, python=python, told=replace(launch.told, environment=environment))
 
 
 def verified(launch: Launch) -> bool:
-    """Whether env-verify was content with this very environment before."""
-    before = inputs.read_json(launch.run_dir / "env.json")
-    return before.get("environment") == launch.environment and before.get("verdict") != "fail"
+    """Whether env-verify passed in this very environment before."""
+    before = runs.read_json(launch.run.env)
+    return before.get("environment") == launch.told.environment and before.get("verdict") != "fail"
 
 
-def command_line(verb: str, launch: Launch) -> str:
-    """The make command that repeats this."""
-    several = launch.data.split("\n")
-    shown = " ".join(map(shlex.quote, several)) if len(several) > 1 else launch.data
-    values = {"RUN": launch.run, "CONFIG": launch.config, "DATA": shown, "MODEL": launch.model}
-    values.update(ARGS=os.environ.get("ARGS", ""), PROMPT=os.environ.get("PROMPT", "") if verb == "generate" else "")
-    values.update(GPUS=launch.gpus, FLAVOR=launch.flavor, RUNNER=launch.runner)
-    return " ".join(["make", verb] + [f"{key}={shlex.quote(value)}" for key, value in values.items() if value])
+def perform(launch: Launch, steps: list[str]) -> int:
+    """Run steps until one fails; return the exit code."""
+    # a run that the user named keeps its settings, whatever happens
+    unnamed = not (launch.dry or setting("RUN") or launch.run.path.exists())
+    if launch.told.data == "-" and setting("DATA") != "-" and "data" in steps:
+        if not launch.run.data.exists():
+            raise UserError(f"runs/{launch.told.run} reads its texts from standard input", "pipe them in, with DATA=-")
+        steps = [step for step in steps if step != "data"]  # the texts were read once, and are tokens now
+    for step in steps:
+        if len(steps) > 1:
+            say(f"== {step}")
+        code = (container if launch.told.runner == "docker" else local).run(launch, step)
+        if code in (137, -9):
+            hint = "out of memory? Fewer sequences in memory: ARGS=train.micro_batch_size=1; dmesg says who killed it"
+            complain(f"{step} was killed", hint)
+        if code == INPUT and unnamed:
+            forget(launch.run)
+        if code:
+            return code
+    return 0
 
 
-def guarded(work: Callable[[], int]) -> int:
-    """Run `work`, and turn what a user can cause into `error:` and `hint:` lines and an exit code."""
-    try:
-        return work()
-    except UserError as error:
-        complain(str(error), error.hint)
-        return error.code
-    except Stopped as stopped:
-        say("stopped")
-        return stopped.code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except UnicodeError as error:
-        complain(f"a name or file is not valid text: {error}", "use UTF-8")
-        return INPUT
-    except OSError as error:
-        complain(": ".join(filter(None, [str(error.filename or ""), error.strerror or str(error)])), os_hint(error))
-        return UNFIT
+def forget(run: contract.RunDirectory) -> None:
+    """Remove a run in which nothing was done: nothing is in it but its settings, checks and surroundings."""
+    written = (run.config, run.env, run.manifest)
+    if run.path.is_dir() and set(run.path.iterdir()) <= set(written):
+        for path in written:
+            if path.exists():
+                path.unlink()
+        run.path.rmdir()
