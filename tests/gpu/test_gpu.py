@@ -13,15 +13,19 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 from maketune.core.config import TrainConfig
-from maketune.core.device import Choice, choose_precision, make_deterministic
+from maketune.core.device import choose_precision, make_deterministic
 from maketune.data import step as data
 from maketune.environment import kernels
 from maketune.train import compile as compiled
 from maketune.train import gpu_watch
 from maketune.train import step as train
-from maketune.train.batch import MicroBatches, even_sizes, fill_state, longest_rows, random_state
+from maketune.train.arguments import arguments
+from maketune.train.batch import MicroBatches
 from maketune.train.dropout import RowDropout, seed_rows
 from maketune.train.loss import ChunkedLoss
+from maketune.train.probe import even_sizes, fill_state, longest_rows, probe
+from maketune.train.random_state import random_state
+from maketune_common.choice import Choice
 from support import workspace
 from support.lives import lines, same
 from support.rows import LENGTH, batch, far, gpt2, parts
@@ -202,7 +206,7 @@ def test_the_probe_finds_what_fits_and_leaves_everything_as_it_was(gpu, determin
     before = everything()
     let_go()
     budget = torch.cuda.memory_reserved(gpu) + 2**30
-    found = work.probe(optimizer, 512, even_sizes(64), budget)
+    found = probe(work, optimizer, 512, even_sizes(64), budget)
     assert 1 < found.size < 64
     assert 0 < found.bytes <= budget
     assert found.seconds > 0
@@ -311,7 +315,7 @@ def test_8_bit_moments_take_a_third_of_the_memory_and_train(device, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     sizes, losses = {}, []
     for optim in ("adamw", "adamw_8bit"):
-        settings = train.arguments(TrainConfig(optim=optim), tmp_path, Choice(device.type, ""), Choice("fp32", ""))
+        settings = arguments(TrainConfig(optim=optim), tmp_path, Choice(device.type, ""), Choice("fp32", ""))
         make, options = Trainer.get_optimizer_cls_and_kwargs(settings)
         torch.manual_seed(0)
         model = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4))).to(device)
@@ -367,7 +371,7 @@ def test_a_deterministic_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_n
     process.terminate()
     _, rest = process.communicate()
     assert process.returncode == 143, rest
-    assert "; from step-" in call("stopped", "train")
+    assert "; resuming from step-" in call("stopped", "train")
     whole, stopped = (folder / "runs" / name for name in ("whole", "stopped"))
     assert same(whole, stopped)
     figures = ("step", "loss", "eval_loss", "grad_norm", "learning_rate")
@@ -391,7 +395,7 @@ def test_a_run_in_fp16_goes_on_after_an_overflow_and_tells_it_and_the_gpus_figur
         monkeypatch.setenv(key, value)
     settings = ["train.precision=fp16", "train.max_steps=8"]
     data.prepare(settings)
-    train.train(settings)
+    train.main(settings)
     steps = {line["step"]: line for line in lines(folder / "runs/fp16") if "loss" in line}
     assert len(steps) == 8
     assert [number for number, line in steps.items() if not line["grad_norm"] < 1e30] == [3]
@@ -399,5 +403,5 @@ def test_a_run_in_fp16_goes_on_after_an_overflow_and_tells_it_and_the_gpus_figur
     assert steps[8]["loss"] < steps[1]["loss"]
     assert all(line["gpu_utilization_percent"] >= 0 and line["gpu_power_watts"] > 0 for line in steps.values())
     told = capsys.readouterr().err
-    assert "precision: fp16 (asked for)" in told
-    assert "micro-batch: 4 of 8 rows at once (" in told
+    assert "precision: fp16 (from train.precision)" in told
+    assert "micro-batch: 4 sequences in memory, 8 per step (" in told

@@ -224,7 +224,7 @@ def test_a_whole_run_is_that_of_one_process_but_for_rounding(folder, trained):
     assert first["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
     assert ours[-1]["eval_loss"] == pytest.approx(theirs[-1]["eval_loss"], rel=0.01)
     assert json.loads((trained / "manifest.json").read_text())["processes"] == 2
-    assert "micro-batch: 4 of 4 rows at once, on each of 2 processes" in said(folder, "two")
+    assert "micro-batch: 4 sequences in memory on each of 2 processes, 8 per step" in said(folder, "two")
 
 
 def test_it_repeats_bit_for_bit(folder, trained):
@@ -258,7 +258,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_weights(folder, trained
     assert same(end(folder, name, *SETTINGS), trained)
     assert lines(folder / "runs" / name) == lines(trained)
     if who == "replica":
-        assert "process 2 of 2 (one a GPU) ended before its time (killed by signal 9)" in said(folder, name)
+        assert "process 2 of 2 (one per GPU) ended unexpectedly (killed by signal 9)" in said(folder, name)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -282,5 +282,5 @@ def test_going_on_with_another_number_is_said(folder, trained):
     life.wait_for_steps(7)
     assert life.end(signal.SIGTERM) == 143
     fewer = end(folder, "fewer", *SETTINGS, count=1)
-    assert "note: processes that share a step: 1, 2 before; the same but for rounding" in said(folder, "fewer")
+    assert "note: resuming with another number of processes (1, before 2)" in said(folder, "fewer")
     assert lines(fewer)[-1]["eval_loss"] == pytest.approx(lines(trained)[-1]["eval_loss"], rel=0.01)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maketune.core.device import choose_precision, make_deterministic
-from maketune.core.memory import out_of_memory
+from maketune.core.failures import out_of_memory
 from maketune.train import compile as compiled
 from maketune_common.errors import Unfit
 
@@ -17,8 +17,8 @@ from maketune_common.errors import Unfit
         ("auto", (8, 0), "bf16", "compute capability 8.0"),
         ("auto", (8, 9), "bf16", "compute capability 8.9"),
         ("auto", (7, 5), "fp16", "compute capability 7.5"),
-        ("fp16", (9, 0), "fp16", "asked for"),
-        ("fp32", (8, 0), "fp32", "TF32 off"),
+        ("fp16", (9, 0), "fp16", "from train.precision"),
+        ("fp32", (8, 0), "fp32", "TF32 is off"),
     ],
 )
 def test_precision_follows_the_gpu(monkeypatch, wanted, capability, value, reason):

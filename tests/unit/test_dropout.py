@@ -68,7 +68,7 @@ def test_all_of_gpt2s_dropout_is_replaced_and_attentions_switched_off(capsys):
     sites = by_rows(model)
     assert len(sites) == 1 + 2 * 2
     assert not [each for each in model.modules() if type(each) is nn.Dropout and each.p]
-    assert "attention dropout: off (the model asks for 0.1)" in capsys.readouterr().err
+    assert "attention dropout (0.1) is disabled" in capsys.readouterr().err
     assert model.config.attn_pdrop == 0.1
 
 

@@ -144,7 +144,7 @@ def test_a_model_that_scales_its_logits_keeps_its_own_head(capsys):
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     model = CohereForCausalLM(CohereConfig(**sizes, num_attention_heads=2, logit_scale=0.1, pad_token_id=0)).eval()
     assert split_head(model) is None
-    assert "from whole logits" in capsys.readouterr().err
+    assert "from the full logits" in capsys.readouterr().err
     part = batch()
     assert token_loss(model, part).item() == pytest.approx(plain_loss(model, part).item(), rel=1e-6)
 

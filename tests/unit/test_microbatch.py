@@ -9,7 +9,8 @@ import torch
 from maketune.model.load import checkpoint_activations
 from maketune.train import batch as microbatch
 from maketune.train import compile as compiled
-from maketune.train.batch import MicroBatches, even_sizes, fill_state, largest
+from maketune.train.batch import MicroBatches
+from maketune.train.probe import even_sizes, fill_state, largest, probe
 from maketune_common.errors import UserError
 from support import workspace
 from support.rows import LENGTH, batch, gpt2, parts
@@ -123,11 +124,11 @@ def test_at_one_row_activations_are_recomputed_and_then_it_is_over(capsys):
     assert notes == [{"event": "out_of_memory", "micro_batch_size": 1, "gradient_checkpointing": True}]
     assert all(block.gradient_checkpointing for block in compiled.blocks(model))
     Failing(model, range(99), "forward")
-    with pytest.raises(UserError, match="out of memory with one row") as caught:
+    with pytest.raises(UserError, match="out of memory at micro-batch 1 with recomputed activations") as caught:
         work.run(batch(), 1)
     assert caught.value.code == 4
     assert "make plan" in caught.value.hint
-    assert "activations are recomputed from here on" in capsys.readouterr().err
+    assert "activations are recomputed" in capsys.readouterr().err
 
 
 def test_an_error_that_is_no_lack_of_memory_is_not_swallowed():
@@ -170,7 +171,7 @@ def test_compilation_that_fails_is_given_up_and_the_step_done_as_it_is(capsys):
     assert found.loss == wanted.loss
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     assert notes[0]["event"] == "compile_failed"
-    assert "torch.compile: off, for it failed" in capsys.readouterr().err
+    assert "torch.compile failed and is off" in capsys.readouterr().err
 
 
 def test_one_compilation_serves_all_blocks_and_the_numbers_stay():
@@ -271,13 +272,13 @@ class FakeCuda:
 def test_a_probe_leaves_no_trace_but_the_size(monkeypatch):
     FakeCuda(monkeypatch, 100)
 
-    def run(probe):
+    def run(probed):
         model = gpt2()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        work = parts(model, 0 if probe else 4)  # 0: not known yet
+        work = parts(model, 0 if probed else 4)  # 0: not known yet
         torch.manual_seed(5)
-        if probe:
-            work.size = work.probe(optimizer, LENGTH, even_sizes(16), 450).size
+        if probed:
+            work.size = probe(work, optimizer, LENGTH, even_sizes(16), 450).size
             assert work.size == 4
         drawn = torch.rand(3)
         for step in range(2):
@@ -297,7 +298,7 @@ def test_a_whole_run_that_ran_out_of_memory_ends_as_the_one_with_the_smaller_siz
     from maketune.train import step as train
 
     monkeypatch.chdir(workspace.make(tmp_path))
-    monkeypatch.setattr(train.generate, "generate", lambda overrides: None)
+    monkeypatch.setattr(train.generate, "generate_run", lambda run: None)
     whole, calls = microbatch.token_loss, []
 
     def failing(model, part):
@@ -313,11 +314,11 @@ def test_a_whole_run_that_ran_out_of_memory_ends_as_the_one_with_the_smaller_siz
         settings = [f"train.micro_batch_size={size}", "train.max_steps=4", "model.dropout=0.1"]
         monkeypatch.setattr(microbatch, "token_loss", failing if name == "halved" else whole)
         data.prepare(settings)
-        train.train(settings)
+        train.main(settings)
         results[name] = load_file(tmp_path / f"runs/{name}/model/model.safetensors")
     said = capsys.readouterr().err
-    assert "out of memory: 2 rows at once from here on, not 4; the same batch again" in said
-    assert "micro-batch: 4 of 8 rows at once (asked for)" in said
+    assert "out of memory: micro-batch 4 -> 2, retrying this step; the batch size stays 8" in said
+    assert "micro-batch: 4 sequences in memory, 8 per step (from train.micro_batch_size)" in said
     lines = [json.loads(line) for line in (tmp_path / "runs/halved/metrics.jsonl").read_text().splitlines()]
     assert next(line for line in lines if "event" in line)["micro_batch_size"] == 2
     assert all(torch.equal(results["halved"][key], value) for key, value in results["small"].items())
@@ -339,5 +340,5 @@ def test_a_loss_that_is_no_number_names_step_and_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(microbatch, "token_loss", failing)
     data.prepare([])
     with pytest.raises(UserError, match=r"the loss became nan at step 4, rows \d+(, \d+){7} of") as caught:
-        train.train([])
+        train.main([])
     assert ", ".join(map(str, calls[6])) in str(caught.value)

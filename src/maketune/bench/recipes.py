@@ -43,7 +43,7 @@ def maketune(size: Size) -> list[list[float]]:
     }
     Path("config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     data.prepare([])
-    train.train([])
+    train.main([])
     lines = [json.loads(line) for line in Path("runs/bench/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if "loss" in line]
     before = [0, *(line["tokens"] for line in lines)]
