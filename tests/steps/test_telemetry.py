@@ -64,7 +64,7 @@ def test_the_gpus_figures_and_the_share_of_its_peak_are_sampled():
 
 def test_a_gpu_that_nvml_does_not_know_is_said_once_and_has_no_figures(capsys):
     assert GpuWatch(Nvml(), ["GPU-2"], 1e9, 100e12).sample(50_000) == {"mfu": 0.5}
-    assert "no figures from NVML: Not Found" in capsys.readouterr().err
+    assert "NVML gives no GPU figures: Not Found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "mfu"), [("NVIDIA L4", 0.75), ("NVIDIA Unheard Of", None)])
@@ -104,6 +104,7 @@ def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, ca
     figures = {"loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens": 300, "gpu_temperature_celsius": 61}
     assert (figures | {"tokens_per_second": 600.0, "mfu": 0.6}).items() <= step.items()
     assert step.keys() >= {"memory_bytes", "gpu_utilization_percent", "gpu_memory_bytes"}
+    assert (step | judged).keys() - telemetry.METRICS.keys() == {"step", "epoch", "tokens", "time"}
     assert (judged["step"], judged["eval_loss"]) == (5, 2.25)
     assert (event["step"], event["event"]) == (1, "out_of_memory")
     assert monitor.described(event) == "step 1  out_of_memory  micro_batch_size 2"

@@ -63,6 +63,6 @@ def watch(network: Any, context_length: int, precision: str, count: int = 1) -> 
     shape = network.config
     work = flops_per_token(parameters, shape.num_hidden_layers, shape.hidden_size, context_length)
     gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
-    known = [find(each.name) for each in gpus]
-    peak = sum(getattr(each, precision) for each in known) if all(known) else None
-    return GpuWatch(pynvml, [f"GPU-{each.uuid}" for each in gpus], work, peak)
+    specifications = [find(gpu.name) for gpu in gpus]
+    peak = sum(getattr(specification, precision) for specification in specifications) if all(specifications) else None
+    return GpuWatch(pynvml, [f"GPU-{gpu.uuid}" for gpu in gpus], work, peak)

@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 def token_loss(model: nn.Module, part: dict[str, Tensor]) -> Tensor:
     """The summed cross-entropy, in nats, (), of the labels that count; the tensors of `part` are (rows, length) int64.
 
-    GPT-2's own loss is scaled by (T-1)/T when a first label counts, so only hidden states are asked for. No attention
+    GPT-2's own loss is scaled by (T-1)/T when a first label counts, so only hidden states are requested. No attention
     mask and no cache: with either, packed documents see each other.
     """
     inputs = {"input_ids": part["input_ids"], "position_ids": part["position_ids"], "use_cache": False}
