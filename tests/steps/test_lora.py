@@ -1,4 +1,4 @@
-"""Adapters, 8-bit moments and recomputed activations: what they train, what they keep, and that they go on exactly."""
+"""Adapters, 8-bit moments and recomputed activations: what they train, what they keep, and that they resume exactly."""
 
 import json
 import os

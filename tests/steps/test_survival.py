@@ -1,4 +1,4 @@
-"""Real runs, killed, stopped and starved at all moments, end as the undisturbed one does."""
+"""Real runs that are killed, stopped or run out of disk at any moment end like the undisturbed one."""
 
 import functools
 import json
@@ -112,7 +112,7 @@ def stop_in_evaluation() -> None:
     judge.batches = interrupted
 
 
-def test_a_signal_in_an_evaluation_cuts_it_short_and_it_is_made_up_for(folder, trained):
+def test_an_evaluation_cut_short_by_a_signal_is_done_on_resume(folder, trained):
     prepare(folder, "judged", *SETTINGS)
     assert Life(folder, "judged", *SETTINGS, before=stop_in_evaluation).end() == 143, said(folder, "judged")
     run = folder / "runs/judged"
@@ -121,7 +121,7 @@ def test_a_signal_in_an_evaluation_cuts_it_short_and_it_is_made_up_for(folder, t
     assert Life(folder, "judged", *SETTINGS, before=stop_in_evaluation).end() == 143  # in the next one after it
     assert [line["step"] for line in lines(run) if "eval_loss" in line] == [4, 8]
     life = Life(folder, "judged", *SETTINGS)
-    life.wait_for_steps(1)  # the evaluation made up for, which no checkpoint holds yet
+    life.wait_for_steps(1)  # the repeated evaluation, which no checkpoint holds yet
     life.end(signal.SIGKILL)
     end(folder, "judged", *SETTINGS)
     assert same(run, trained)
@@ -147,13 +147,13 @@ def test_an_evaluation_that_draws_random_numbers_changes_no_training(folder, tra
     assert same(folder / "runs/drawing", trained)
 
 
-def save_for_ever() -> None:
+def save_forever() -> None:
     checkpoints.finish = lambda *_: time.sleep(600)
 
 
 def test_a_second_interrupt_ends_at_once(folder):
     prepare(folder, "twice", *SETTINGS)
-    life = Life(folder, "twice", *SETTINGS, before=save_for_ever)
+    life = Life(folder, "twice", *SETTINGS, before=save_forever)
     life.wait_for_a_write(7)
     os.kill(life.process.pid, signal.SIGINT)
     life.wait(lambda: "again to quit now" in said(folder, "twice"))
@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(folder, trained
     assert done.returncode == 0, done.stderr
 
 
-def test_training_ends_when_patience_does_and_is_not_taken_up_again(folder):
+def test_early_stopping_ends_training_for_good(folder):
     settings = (*SETTINGS, "train.early_stopping_patience=2", "train.early_stopping_threshold=10")
     run = end(folder, "patient", *settings)
     assert [line["step"] for line in lines(run) if "eval_loss" in line] == [4, 8, 12]
@@ -298,7 +298,7 @@ def test_training_ends_when_patience_does_and_is_not_taken_up_again(folder):
     assert same(run, first)
 
 
-def test_the_best_model_is_taken_where_that_is_asked_for(folder):
+def test_the_best_model_is_kept_with_load_best_model_at_end(folder):
     settings = (*SETTINGS, "train.load_best_model_at_end=true", "train.save_total_limit=1")
     settings += ("train.learning_rate=1", "train.warmup_steps=69")  # it rises until the model is ruined
     run = end(folder, "best", *settings)

@@ -1,4 +1,4 @@
-"""What training tells: figures of the GPU, TensorBoard's files, events, and other people's dashboards."""
+"""What training reports: GPU figures, TensorBoard's files, events, and other dashboards."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from support import workspace
 
 
 class Nvml:
-    """NVML with one GPU, that gives its power only if asked nicely."""
+    """NVML with one GPU that does not report its power."""
 
     NVML_TEMPERATURE_GPU = 0
 
@@ -62,7 +62,7 @@ def test_the_gpus_figures_and_the_share_of_its_peak_are_sampled():
     assert GpuWatch(Nvml(), ["GPU-1"]).sample(50_000) == known
 
 
-def test_a_gpu_that_nvml_does_not_know_is_said_once_and_has_no_figures(capsys):
+def test_a_gpu_that_nvml_does_not_know_is_reported_and_has_no_figures(capsys):
     assert GpuWatch(Nvml(), ["GPU-2"], 1e9, 100e12).sample(50_000) == {"mfu": 0.5}
     assert "NVML gives no GPU figures: Not Found" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from maketune_common.errors import Unfit
 
 
 @pytest.mark.parametrize(
-    ("wanted", "capability", "value", "reason"),
+    ("setting", "capability", "value", "reason"),
     [
         ("auto", (8, 0), "bf16", "compute capability 8.0"),
         ("auto", (8, 9), "bf16", "compute capability 8.9"),
@@ -21,10 +21,10 @@ from maketune_common.errors import Unfit
         ("fp32", (8, 0), "fp32", "TF32 is off"),
     ],
 )
-def test_precision_follows_the_gpu(monkeypatch, wanted, capability, value, reason):
+def test_precision_follows_the_gpu(monkeypatch, setting, capability, value, reason):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    choice = choose_precision(wanted, "cuda")
+    choice = choose_precision(setting, "cuda")
     assert choice.value == value
     assert reason in choice.reason
 
@@ -51,7 +51,7 @@ def test_determinism_is_asked_of_cublas_and_of_torch(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "steps", "seconds", "value"),
+    ("setting", "device", "steps", "seconds", "value"),
     [
         ("auto", "cuda", 10_000, 0.5, "true"),
         ("auto", "cuda", 100, 0.5, "false"),
@@ -60,8 +60,8 @@ def test_determinism_is_asked_of_cublas_and_of_torch(monkeypatch):
         (False, "cuda", 10**6, 9.0, "false"),
     ],
 )
-def test_compiling_must_win_its_time_back(wanted, device, steps, seconds, value):
-    assert compiled.choose(wanted, device, steps, seconds).value == value
+def test_compiling_must_win_its_time_back(setting, device, steps, seconds, value):
+    assert compiled.choose(setting, device, steps, seconds).value == value
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Dropout's pattern belongs to the row, whatever comes beside it."""
+"""Dropout's pattern belongs to the row, whatever other rows are in the batch."""
 
 import copy
 
@@ -26,7 +26,7 @@ def test_a_row_has_the_same_pattern_in_any_company_and_at_any_length():
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_patterns_have_the_right_share_and_are_independent_of_each_other(p):
-    """Correlations stay within five standard deviations, over rows, steps, sites, seeds and neighbouring places."""
+    """Correlations stay within five standard deviations, over rows, steps, sites, seeds and neighboring positions."""
     masks = [
         kept([row], p=p, step=step, site=site, seed=seed)[0].flatten().double()
         for row, step, site, seed in [

@@ -1,4 +1,4 @@
-"""However a step's batch is split, and whatever runs out on the way, the step stays the same step."""
+"""However a step's batch is split, and whatever fails on the way, the step gives the same result."""
 
 import copy
 import json
@@ -20,9 +20,9 @@ from support.rows import LENGTH, batch, gpt2, parts
 def test_loss_and_gradients_are_the_same_however_the_batch_is_split(size):
     """1 x 16 = 2 x 8 = 4 x 4 = 16 x 1, with dropout, to 1e-6 relative."""
     whole, split = gpt2(), gpt2()
-    wanted, found = parts(whole, 16).run(batch(), 3), parts(split, size).run(batch(), 3)
-    assert found.tokens == wanted.tokens
-    assert found.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
+    expected, actual = parts(whole, 16).run(batch(), 3), parts(split, size).run(batch(), 3)
+    assert actual.tokens == expected.tokens
+    assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
     for (name, one), (_, other) in zip(whole.named_parameters(), split.named_parameters(), strict=True):
         assert (one.grad - other.grad).norm() < 1e-6 * one.grad.norm(), name
 
@@ -97,7 +97,7 @@ def test_after_an_out_of_memory_the_run_is_the_one_with_the_smaller_size(where, 
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_so_it_is_where_activations_are_recomputed(where):
+def test_the_same_holds_with_recomputed_activations(where):
     """The attempt that failed leaves a block half done, or half recomputed."""
     disturbed = trained(8, calls=[3], where=where, recomputed=True)
     assert_same(disturbed, trained(8, sizes=[8, 4, 4, 4], recomputed=True))
@@ -110,13 +110,13 @@ def test_redone_at_the_same_size_nothing_changes(where, monkeypatch):
 
 
 def test_torchs_own_random_state_is_put_back_before_the_batch_is_done_again(monkeypatch):
-    """What is not dropout by rows, an architecture's own noise say, repeats as well."""
+    """Random draws other than RowDropout's, such as noise in an architecture, repeat as well."""
     monkeypatch.setattr(microbatch, "by_rows", lambda network: [])
     monkeypatch.setattr(MicroBatches, "_lessen", lambda *ignored: None)
     assert_same(trained(8, calls=[1, 4]), trained(8))
 
 
-def test_at_one_row_activations_are_recomputed_and_then_it_is_over(capsys):
+def test_at_one_row_activations_are_recomputed_and_after_that_it_is_an_error(capsys):
     model, notes = gpt2(), []
     work = parts(model, 1, notes)
     Failing(model, [0], "forward")
@@ -131,7 +131,7 @@ def test_at_one_row_activations_are_recomputed_and_then_it_is_over(capsys):
     assert "activations are recomputed" in capsys.readouterr().err
 
 
-def test_an_error_that_is_no_lack_of_memory_is_not_swallowed():
+def test_other_errors_than_out_of_memory_are_raised():
     model = gpt2()
     work = parts(model, 4)
     Failing(model, [0], "forward", "shapes cannot be multiplied")
@@ -140,7 +140,7 @@ def test_an_error_that_is_no_lack_of_memory_is_not_swallowed():
 
 
 def test_what_failed_is_let_go_before_the_next_attempt():
-    """The traceback would hold the graph, and with it the memory that is lacking."""
+    """The traceback would hold the graph, and with it the memory that is needed."""
     import weakref
 
     model, alive = gpt2(), []
@@ -158,17 +158,17 @@ def test_what_failed_is_let_go_before_the_next_attempt():
     assert alive[1] == [False]
 
 
-def test_compilation_that_fails_is_given_up_and_the_step_done_as_it_is(capsys):
+def test_failed_compilation_is_switched_off_and_the_step_done_without(capsys):
     def fails(graph, inputs):
         raise LookupError("no such compiler")
 
     torch._dynamo.reset()
     plain, model, notes = gpt2(), gpt2(), []
-    wanted = parts(plain, 8).run(batch(), 0)
+    expected = parts(plain, 8).run(batch(), 0)
     work = parts(model, 8, notes)
     compiled.compile_blocks(model, backend=fails)
-    found = work.run(batch(), 0)
-    assert found.loss == wanted.loss
+    actual = work.run(batch(), 0)
+    assert actual.loss == expected.loss
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     assert notes[0]["event"] == "compile_failed"
     assert "torch.compile failed and is off" in capsys.readouterr().err
@@ -180,10 +180,10 @@ def test_one_compilation_serves_all_blocks_and_the_numbers_stay():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     plain, model = gpt2(), gpt2()
-    wanted = parts(plain, 8).run(batch(), 0)
+    expected = parts(plain, 8).run(batch(), 0)
     work = parts(model, 8)
     compiled.compile_blocks(model, backend=counter)
-    assert work.run(batch(), 0).loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
+    assert work.run(batch(), 0).loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
     model.zero_grad()
     first = counter.frame_count
     work.run(batch(1), 1)
@@ -212,18 +212,18 @@ def test_the_largest_even_size_that_fits_is_found(rows, base, each, limit, expec
             raise torch.OutOfMemoryError("CUDA out of memory")
         return base + each * size, 0.5
 
-    found = largest(even_sizes(rows), measure, lambda: None, limit)
-    assert found.size == expected
+    actual = largest(even_sizes(rows), measure, lambda: None, limit)
+    assert actual.size == expected
     assert len(tried) <= 4
-    assert (found.bytes > 0) == (base + each * found.size <= limit)
+    assert (actual.bytes > 0) == (base + each * actual.size <= limit)
 
 
-def test_a_bend_in_memorys_line_is_noticed():
-    """The loss's chunk fills up at some size: what the first two foretell is too much, or too little."""
+def test_memory_that_is_not_linear_is_noticed():
+    """The loss's chunk fills up at some size: what the first two predict is too much, or too little."""
     for bend in (lambda size: 100 + 50 * min(size, 4) + 5 * size, lambda size: 100 + 5 * size + 50 * max(size - 4, 0)):
         sizes = even_sizes(64)
-        found = largest(sizes, lambda size, bend=bend: (bend(size), 0.1), lambda: None, 500)
-        assert found.size == max(size for size in sizes if bend(size) <= 500)
+        actual = largest(sizes, lambda size, bend=bend: (bend(size), 0.1), lambda: None, 500)
+        assert actual.size == max(size for size in sizes if bend(size) <= 500)
 
 
 def test_even_sizes_leave_no_small_rest():
@@ -291,7 +291,7 @@ def test_a_probe_leaves_no_trace_but_the_size(monkeypatch):
 
 
 def test_a_whole_run_that_ran_out_of_memory_ends_as_the_one_with_the_smaller_size(tmp_path, monkeypatch, capsys):
-    """Through the verbs: data, Trainer, optimizer, checkpoints and metrics; the event stands in metrics.jsonl."""
+    """Through the verbs: data, Trainer, optimizer, checkpoints and metrics; the event is in metrics.jsonl."""
     from safetensors.torch import load_file
 
     from maketune.data import step as data
@@ -324,7 +324,7 @@ def test_a_whole_run_that_ran_out_of_memory_ends_as_the_one_with_the_smaller_siz
     assert all(torch.equal(results["halved"][key], value) for key, value in results["small"].items())
 
 
-def test_a_loss_that_is_no_number_names_step_and_rows(tmp_path, monkeypatch):
+def test_a_nan_loss_names_step_and_rows(tmp_path, monkeypatch):
     from maketune.data import step as data
     from maketune.train import step as train
 

@@ -18,6 +18,7 @@ from maketune.core.progress import console
 from maketune.core.run import Run
 from maketune.evaluate.judge import tokens_of
 from maketune.model import load as model
+from maketune.model.tokenizer import cached_tokenizer
 from maketune.train import compile as compiled
 from maketune.train.batch import MicroBatches
 from maketune.train.replicas import PATIENCE, SUM, Failed, Job, Order, meet, send_weights, sum_gradients
@@ -98,7 +99,7 @@ class Replica:
 def build(run: Run) -> Any:
     """The run's model with its initial weights; the leader sends the current ones with each order."""
     source = run.read("data.json")["model"]
-    return model.to_train(run, source, model.cached_tokenizer(tokens_of(run) / "tokenizer"))
+    return model.to_train(run, source, cached_tokenizer(tokens_of(run) / "tokenizer"))
 
 
 def attempt(work: Callable[[], Any]) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from maketune.evaluate import step as evaluate
 from maketune.evaluate.judge import tokens_of
 from maketune.generate import step as generate
 from maketune.model import load as model
+from maketune.model.tokenizer import cached_tokenizer
 from maketune.train.arguments import arguments
 from maketune.train.cadence import Cadence
 from maketune.train.checkpoints import check_run_fits, newest, notes_of, saved_weights
@@ -68,7 +69,7 @@ def _train(run: Run) -> None:
     say(f"precision: {precision.value} ({precision.reason})")
     checkpoint = _newest_checkpoint(run)
     restore_threads(notes_of(checkpoint).threads or run.read("manifest.json").get("threads"))
-    tokenizer = model.cached_tokenizer(tokens / "tokenizer")
+    tokenizer = cached_tokenizer(tokens / "tokenizer")
     generate.check(run, tokenizer)  # better now than after the training
     count = processes(device.value, run.config.train.batch_size)
     if checkpoint and count != (before := notes_of(checkpoint).processes):
