@@ -41,7 +41,7 @@ def train(overrides: Overrides = None) -> None:
     """Train, or go on training; write metrics.jsonl, checkpoints/ and model/, then evaluate and sample."""
     from maketune.train import step as train
 
-    train.train(overrides or [])
+    train.main(overrides or [])
 
 
 @app.command("eval")
@@ -49,7 +49,7 @@ def evaluate(overrides: Overrides = None) -> None:
     """Judge the run's model on the run's texts, beside the model it began with; write eval.json."""
     from maketune.evaluate import step as evaluate
 
-    evaluate.evaluate(overrides or [])
+    evaluate.main(overrides or [])
 
 
 @app.command()
@@ -57,7 +57,7 @@ def generate(overrides: Overrides = None) -> None:
     """Complete PROMPT (-: standard input) with the run's model; write samples.jsonl, print the text."""
     from maketune.generate import step as generate
 
-    generate.generate(overrides or [])
+    generate.main(overrides or [])
 
 
 @app.command()
@@ -123,7 +123,7 @@ def unexpected(error: Exception) -> None:
     import errno
     import traceback
 
-    from maketune.core.memory import out_of_memory
+    from maketune.core.failures import out_of_memory
 
     text = f"{type(error).__name__}: {error}"
     if "os error 28" in text or "No space left" in text:

@@ -1,12 +1,10 @@
-"""A decision with its reason, which is printed."""
-
-from __future__ import annotations
+"""A decision and its reason."""
 
 from typing import NamedTuple
 
 
 class Choice(NamedTuple):
-    """What was chosen, and why."""
+    """What was decided and why; both are printed."""
 
     value: str
     reason: str

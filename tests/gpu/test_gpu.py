@@ -1,4 +1,4 @@
-"""What only a GPU can show. What means something on a CPU runs there as well, so that the tests are known to run."""
+"""What only a GPU can show. Tests that make sense on a CPU run there as well, so that they are known to work."""
 
 import functools
 import gc
@@ -13,15 +13,19 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 from maketune.core.config import TrainConfig
-from maketune.core.device import Choice, choose_precision, make_deterministic
+from maketune.core.device import choose_precision, make_deterministic
 from maketune.data import step as data
 from maketune.environment import kernels
 from maketune.train import compile as compiled
 from maketune.train import gpu_watch
 from maketune.train import step as train
-from maketune.train.batch import MicroBatches, even_sizes, fill_state, longest_rows, random_state
+from maketune.train.arguments import arguments
+from maketune.train.batch import MicroBatches
 from maketune.train.dropout import RowDropout, seed_rows
 from maketune.train.loss import ChunkedLoss
+from maketune.train.probe import even_sizes, fill_state, longest_rows, probe
+from maketune.train.random_state import random_state
+from maketune_common.choice import Choice
 from support import workspace
 from support.lives import lines, same
 from support.rows import LENGTH, batch, far, gpt2, parts
@@ -67,8 +71,8 @@ def casting(device, dtype):
 
 def test_the_kernels_compute_what_they_should(device):
     precision = choose_precision("auto", device.type).value
-    found = {each.id: (each.status, each.found) for each in kernels.run(device.type, precision)}
-    assert {status for status, _ in found.values()} <= {"ok", "skipped"}, found
+    verdicts = {each.id: (each.status, each.found) for each in kernels.run(device.type, precision)}
+    assert {status for status, _ in verdicts.values()} <= {"ok", "skipped"}, verdicts
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -120,14 +124,14 @@ def test_the_chunked_loss_takes_less_than_a_third_of_the_plain_ones_memory(gpu):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_step_in_half_precision_is_the_same_however_it_is_split(device, dtype):
-    """1 x 16 = 4 x 4 with dropout by rows. A gradient is rounded once a micro-batch instead of once, and what it is
+    """1 x 16 = 4 x 4 with dropout by rows. A gradient is rounded once per micro-batch instead of once, and what it is
     made of passes through some products in other kernels: four units' worth is allowed."""
-    found = []
+    results = []
     for size in (16, 4):
         model = gpt2().to(device)
         work = parts(model, size, backward=lambda loss: (loss * 2.0**12).backward(), **casting(device, dtype))
-        found.append((work.run(moved(batch(), device), 3), dict(model.named_parameters())))
-    (whole, weights), (split, others) = found
+        results.append((work.run(moved(batch(), device), 3), dict(model.named_parameters())))
+    (whole, weights), (split, others) = results
     assert split.tokens == whole.tokens
     assert split.loss.item() == pytest.approx(whole.loss.item(), rel=unit(dtype))
     for name, weight in weights.items():
@@ -135,7 +139,7 @@ def test_a_step_in_half_precision_is_the_same_however_it_is_split(device, dtype)
 
 
 def test_dropouts_pattern_is_the_cpus(gpu):
-    """Or a run that moves from one to the other would be another run."""
+    """Otherwise a run that moves from one to the other would be another run."""
     kept = []
     for device in (torch.device("cpu"), gpu):
         site = RowDropout(0.1).train()
@@ -202,17 +206,17 @@ def test_the_probe_finds_what_fits_and_leaves_everything_as_it_was(gpu, determin
     before = everything()
     let_go()
     budget = torch.cuda.memory_reserved(gpu) + 2**30
-    found = work.probe(optimizer, 512, even_sizes(64), budget)
-    assert 1 < found.size < 64
-    assert 0 < found.bytes <= budget
-    assert found.seconds > 0
+    best = probe(work, optimizer, 512, even_sizes(64), budget)
+    assert 1 < best.size < 64
+    assert 0 < best.bytes <= budget
+    assert best.seconds > 0
     after = everything()
     if not steps:  # the state has come into being, as of a step 0
         before[1] = [torch.zeros_like(each) for each in after[1]]
     for was, became in zip(before, after, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(was, became, strict=True))
     assert all(weight.grad is None for weight in model.parameters())
-    work.size = min(found.size, 8)
+    work.size = min(best.size, 8)
     torch.cuda.reset_peak_memory_stats(gpu)
     some_steps(steps, 1)
     assert torch.cuda.max_memory_reserved(gpu) <= budget
@@ -250,9 +254,9 @@ def test_a_real_out_of_memory_halves_the_rows_and_ends_as_the_run_with_the_small
     assert halves < whole
     losses, weights, notes, _ = trained(gpu, [8, 8, 8, 8], limit=(whole + halves) // 2)
     assert notes == [{"event": "out_of_memory", "micro_batch_size": 4}]
-    wanted = trained(gpu, [8, 4, 4, 4])
-    assert losses == wanted[0]
-    assert all(torch.equal(one, other) for one, other in zip(weights, wanted[1], strict=True))
+    expected = trained(gpu, [8, 4, 4, 4])
+    assert losses == expected[0]
+    assert all(torch.equal(one, other) for one, other in zip(weights, expected[1], strict=True))
 
 
 def test_fp16_trains_with_a_loss_scale_and_leaves_an_overflowing_step_out(device):
@@ -285,20 +289,20 @@ def test_fp16_trains_with_a_loss_scale_and_leaves_an_overflowing_step_out(device
 
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"), pytest.param(torch.bfloat16, id="bf16")])
 def test_compiled_blocks_give_the_same_numbers_for_two_shapes_of_batch_and_recomputed(device, dtype):
-    """By the real compiler, which leaves roundings out: in bf16 the loss may differ by one, gradients by eight."""
+    """By the real compiler, which omits some roundings: in bf16 the loss may differ by one, gradients by eight."""
     if device.type == "cpu" and (dtype != torch.float32 or not shutil.which("g++")):
         pytest.skip("a CPU trains in fp32" if dtype != torch.float32 else "there is no g++ to compile with")
     torch._dynamo.reset()
     plain, model, notes = gpt2().to(device), gpt2().to(device), []
     half = {} if dtype == torch.float32 else casting(device, dtype)
-    wanted, work = parts(plain, 8, **half), parts(model, 8, notes, **half)
+    expected, work = parts(plain, 8, **half), parts(model, 8, notes, **half)
     compiled.compile_blocks(model)
     allowed = max(unit(dtype), 64 * unit(torch.float32))
     for step, rows in enumerate((16, 12, 16)):  # micro-batches of 8, then of 8 and 4, then of 8 and recomputed
         if step == 2:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         part = moved(batch(step, rows), device)
-        assert work.run(part, step).loss.item() == pytest.approx(wanted.run(part, step).loss.item(), rel=allowed)
+        assert work.run(part, step).loss.item() == pytest.approx(expected.run(part, step).loss.item(), rel=allowed)
         for (name, one), other in zip(plain.named_parameters(), model.parameters(), strict=True):
             assert far(other.grad, one.grad) < 8 * allowed, name
         plain.zero_grad()
@@ -311,7 +315,7 @@ def test_8_bit_moments_take_a_third_of_the_memory_and_train(device, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     sizes, losses = {}, []
     for optim in ("adamw", "adamw_8bit"):
-        settings = train.arguments(TrainConfig(optim=optim), tmp_path, Choice(device.type, ""), Choice("fp32", ""))
+        settings = arguments(TrainConfig(optim=optim), tmp_path, Choice(device.type, ""), Choice("fp32", ""))
         make, options = Trainer.get_optimizer_cls_and_kwargs(settings)
         torch.manual_seed(0)
         model = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4))).to(device)
@@ -348,7 +352,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_deterministic_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(folder, device, monkeypatch):
-    """So it repeats as well. In processes of their own: determinism has to be asked for before CUDA starts."""
+    """So it repeats as well. In processes of their own: determinism has to be requested before CUDA starts."""
     settings = ("train.deterministic=true", "train.save_steps=5", "train.eval_steps=20", "train.num_train_epochs=6")
     environment = {"MAKETUNE_GPUS": "all" if device.type == "cuda" else "0"}
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)  # the run is to set it
@@ -367,7 +371,7 @@ def test_a_deterministic_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_n
     process.terminate()
     _, rest = process.communicate()
     assert process.returncode == 143, rest
-    assert "; from step-" in call("stopped", "train")
+    assert "; resuming from step-" in call("stopped", "train")
     whole, stopped = (folder / "runs" / name for name in ("whole", "stopped"))
     assert same(whole, stopped)
     figures = ("step", "loss", "eval_loss", "grad_norm", "learning_rate")
@@ -391,7 +395,7 @@ def test_a_run_in_fp16_goes_on_after_an_overflow_and_tells_it_and_the_gpus_figur
         monkeypatch.setenv(key, value)
     settings = ["train.precision=fp16", "train.max_steps=8"]
     data.prepare(settings)
-    train.train(settings)
+    train.main(settings)
     steps = {line["step"]: line for line in lines(folder / "runs/fp16") if "loss" in line}
     assert len(steps) == 8
     assert [number for number, line in steps.items() if not line["grad_norm"] < 1e30] == [3]
@@ -399,5 +403,5 @@ def test_a_run_in_fp16_goes_on_after_an_overflow_and_tells_it_and_the_gpus_figur
     assert steps[8]["loss"] < steps[1]["loss"]
     assert all(line["gpu_utilization_percent"] >= 0 and line["gpu_power_watts"] > 0 for line in steps.values())
     told = capsys.readouterr().err
-    assert "precision: fp16 (asked for)" in told
-    assert "micro-batch: 4 of 8 rows at once (" in told
+    assert "precision: fp16 (from train.precision)" in told
+    assert "micro-batch: 4 sequences in memory, 8 per step (" in told

@@ -9,7 +9,7 @@ import pytest
 from maketune.data import step as data
 from maketune.data.store import complete
 from maketune.model import load as model
-from maketune.train.checkpoints import FILES, Notes, newest, notes_of, path_of, settle
+from maketune.train.checkpoints import FILES, Notes, finish, newest, notes_of, path_of
 from maketune_common.errors import UserError
 from support import workspace
 
@@ -116,7 +116,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     written.mkdir(parents=True)
     (written / "model.safetensors").write_bytes(b"weights")
     (written / "optimizer.pt").write_bytes(b"moments")
-    settle(written, step, Notes(), 99)
+    finish(written, step, Notes(), 99)
     return path_of(step, folder)
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped_for_the_one_before(tmp_path, 
     assert newest(tmp_path) == bad
     harm(bad)
     assert newest(tmp_path) == good
-    assert f"skipped: {bad}: {named}" in capsys.readouterr().err
+    assert f"skipping damaged checkpoint {bad}: {named}" in capsys.readouterr().err
 
 
 def test_a_save_keeps_the_newest_and_the_best_and_removes_what_is_damaged_further_on(tmp_path):
@@ -148,15 +148,15 @@ def test_a_save_keeps_the_newest_and_the_best_and_removes_what_is_damaged_furthe
         checkpoint(tmp_path, step)
     written = tmp_path / ".staging/checkpoint-7"
     written.mkdir()
-    settle(written, 7, Notes(best_step=2), 2)
+    finish(written, 7, Notes(best_step=2), 2)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000005", "step-00000007"]
     assert newest(tmp_path).name == "step-00000007"
     assert notes_of(newest(tmp_path)).best_step == 2
 
 
-def test_where_no_checkpoint_is_whole_the_user_decides(tmp_path):
+def test_where_every_checkpoint_is_damaged_the_user_decides(tmp_path):
     (checkpoint(tmp_path, 5) / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         newest(tmp_path)
 
 

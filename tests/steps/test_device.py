@@ -6,25 +6,25 @@ import pytest
 import torch
 
 from maketune.core.device import choose_precision, make_deterministic
-from maketune.core.memory import out_of_memory
+from maketune.core.failures import out_of_memory
 from maketune.train import compile as compiled
 from maketune_common.errors import Unfit
 
 
 @pytest.mark.parametrize(
-    ("wanted", "capability", "value", "reason"),
+    ("setting", "capability", "value", "reason"),
     [
         ("auto", (8, 0), "bf16", "compute capability 8.0"),
         ("auto", (8, 9), "bf16", "compute capability 8.9"),
         ("auto", (7, 5), "fp16", "compute capability 7.5"),
-        ("fp16", (9, 0), "fp16", "asked for"),
-        ("fp32", (8, 0), "fp32", "TF32 off"),
+        ("fp16", (9, 0), "fp16", "from train.precision"),
+        ("fp32", (8, 0), "fp32", "TF32 is off"),
     ],
 )
-def test_precision_follows_the_gpu(monkeypatch, wanted, capability, value, reason):
+def test_precision_follows_the_gpu(monkeypatch, setting, capability, value, reason):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    choice = choose_precision(wanted, "cuda")
+    choice = choose_precision(setting, "cuda")
     assert choice.value == value
     assert reason in choice.reason
 
@@ -51,7 +51,7 @@ def test_determinism_is_asked_of_cublas_and_of_torch(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "steps", "seconds", "value"),
+    ("setting", "device", "steps", "seconds", "value"),
     [
         ("auto", "cuda", 10_000, 0.5, "true"),
         ("auto", "cuda", 100, 0.5, "false"),
@@ -60,8 +60,8 @@ def test_determinism_is_asked_of_cublas_and_of_torch(monkeypatch):
         (False, "cuda", 10**6, 9.0, "false"),
     ],
 )
-def test_compiling_must_win_its_time_back(wanted, device, steps, seconds, value):
-    assert compiled.choose(wanted, device, steps, seconds).value == value
+def test_compiling_must_win_its_time_back(setting, device, steps, seconds, value):
+    assert compiled.choose(setting, device, steps, seconds).value == value
 
 
 @pytest.mark.parametrize(

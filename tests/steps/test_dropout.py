@@ -1,4 +1,4 @@
-"""Dropout's pattern belongs to the row, whatever comes beside it."""
+"""Dropout's pattern belongs to the row, whatever other rows are in the batch."""
 
 import copy
 
@@ -26,7 +26,7 @@ def test_a_row_has_the_same_pattern_in_any_company_and_at_any_length():
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_patterns_have_the_right_share_and_are_independent_of_each_other(p):
-    """Correlations stay within five standard deviations, over rows, steps, sites, seeds and neighbouring places."""
+    """Correlations stay within five standard deviations, over rows, steps, sites, seeds and neighboring positions."""
     masks = [
         kept([row], p=p, step=step, site=site, seed=seed)[0].flatten().double()
         for row, step, site, seed in [
@@ -68,7 +68,7 @@ def test_all_of_gpt2s_dropout_is_replaced_and_attentions_switched_off(capsys):
     sites = by_rows(model)
     assert len(sites) == 1 + 2 * 2
     assert not [each for each in model.modules() if type(each) is nn.Dropout and each.p]
-    assert "attention dropout: off (the model asks for 0.1)" in capsys.readouterr().err
+    assert "attention dropout (0.1) is disabled" in capsys.readouterr().err
     assert model.config.attn_pdrop == 0.1
 
 

@@ -98,7 +98,7 @@ def trained(base: Path, change: float = 0.9) -> None:
 
 
 def judged(*overrides: str) -> dict:
-    evaluate.evaluate(list(overrides))
+    evaluate.main(list(overrides))
     return json.loads(Path("runs/r/eval.json").read_text())
 
 
@@ -201,7 +201,7 @@ def test_a_model_from_scratch_is_shown_against_a_guess(place, base, monkeypatch)
         run.model
     )
     monkeypatch.setenv("MAKETUNE_CONFIG", "")
-    evaluate.evaluate([])
+    evaluate.main([])
     scores = json.loads((run.path / "eval.json").read_text())
     assert scores["before"]["perplexity"] == pytest.approx(words)
     assert scores["perplexity"] == pytest.approx(words, rel=0.1)
@@ -273,7 +273,7 @@ def test_a_running_evaluation_stops_when_asked_and_leaves_the_models_mode(place,
 
 def refused(*overrides: str) -> str:
     with pytest.raises(UserError) as error:
-        evaluate.evaluate(list(overrides))
+        evaluate.main(list(overrides))
     assert error.value.code == 2 and error.value.hint
     return str(error.value)
 

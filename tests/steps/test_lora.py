@@ -1,4 +1,4 @@
-"""Adapters, 8-bit moments and recomputed activations: what they train, what they keep, and that they go on exactly."""
+"""Adapters, 8-bit moments and recomputed activations: what they train, what they keep, and that they resume exactly."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_an_adapters_run_killed_and_repeated_ends_in_the_same_weights(folder):
         assert process.poll() is None
     process.kill()
     process.communicate()
-    assert "from step-" in done(adapted(folder, "again", "train")).stderr
+    assert "resuming from step-" in done(adapted(folder, "again", "train")).stderr
     weights, undisturbed = (load_file(folder / f"runs/{run}/model/model.safetensors") for run in ("again", "lora"))
     assert all(torch.equal(weights[name], undisturbed[name]) for name in undisturbed)
 

@@ -1,4 +1,4 @@
-"""The loss in chunks against the plain one."""
+"""The chunked loss against the plain one."""
 
 import copy
 
@@ -63,9 +63,9 @@ def results(model, function, part, divisor=1.0, scale=1.0):
 def test_loss_and_gradients_equal_the_plain_ones(make, tied):
     model, part = make(tied), batch()
     assert split_head(model) is not None
-    wanted, gradients = results(model, plain_loss, part)
-    found, own = results(model, token_loss, part)
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    expected, gradients = results(model, plain_loss, part)
+    actual, own = results(model, token_loss, part)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
     assert own.keys() == gradients.keys()
     assert max(far(own[name], gradients[name]) for name in own) < 1e-6
 
@@ -77,8 +77,8 @@ def test_half_precision_is_no_further_from_fp64_than_the_plain_loss(make, dtype)
     exact, truth = results(make().double(), plain_loss, part, divisor)
     with torch.autocast("cpu", dtype):
         plain, gradients = results(make(), plain_loss, part, divisor, scale)
-        found, own = results(make(), token_loss, part, divisor, scale)
-    assert abs(found - exact) <= abs(plain - exact) + 1e-6 * exact
+        actual, own = results(make(), token_loss, part, divisor, scale)
+    assert abs(actual - exact) <= abs(plain - exact) + 1e-6 * exact
     ours, theirs = ([far(side[name], truth[name]) for name in truth] for side in (own, gradients))
     assert sum(ours) <= 1.02 * sum(theirs)
     head = (
@@ -102,10 +102,10 @@ def test_in_fp16_outliers_and_repeated_labels_overflow_nothing():
 def test_a_frozen_head_gets_no_gradient_and_the_body_the_same():
     model, part = gpt2(tied=False), batch()
     model.lm_head.weight.requires_grad_(False)
-    _, wanted = results(model, plain_loss, part)
+    _, expected = results(model, plain_loss, part)
     _, own = results(model, token_loss, part)
     assert model.lm_head.weight.grad is None
-    assert max(far(own[name], wanted[name]) for name in wanted) < 1e-6
+    assert max(far(own[name], expected[name]) for name in expected) < 1e-6
 
 
 def test_a_row_without_labels_gives_zero_and_zero_gradients():
@@ -132,9 +132,9 @@ def test_with_adapters_gradients_equal_the_plain_ones(targets, chunked):
     settings = LoraConfig(r=4, target_modules=targets, fan_in_fan_out=True, init_lora_weights=False)
     model, part = get_peft_model(gpt2(tied=False), settings).eval(), batch()
     assert (split_head(model) is not None) == chunked
-    wanted, gradients = results(model, plain_loss, part)
-    found, own = results(model, token_loss, part)
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    expected, gradients = results(model, plain_loss, part)
+    actual, own = results(model, token_loss, part)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
     assert all("lora" in name for name in own)
     assert max(far(own[name], gradients[name]) for name in gradients) < 1e-6
 
@@ -144,7 +144,7 @@ def test_a_model_that_scales_its_logits_keeps_its_own_head(capsys):
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     model = CohereForCausalLM(CohereConfig(**sizes, num_attention_heads=2, logit_scale=0.1, pad_token_id=0)).eval()
     assert split_head(model) is None
-    assert "from whole logits" in capsys.readouterr().err
+    assert "from the full logits" in capsys.readouterr().err
     part = batch()
     assert token_loss(model, part).item() == pytest.approx(plain_loss(model, part).item(), rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""However a step's batch is split, and whatever runs out on the way, the step stays the same step."""
+"""However a step's batch is split, and whatever fails on the way, the step gives the same result."""
 
 import copy
 import json
@@ -9,7 +9,8 @@ import torch
 from maketune.model.load import checkpoint_activations
 from maketune.train import batch as microbatch
 from maketune.train import compile as compiled
-from maketune.train.batch import MicroBatches, even_sizes, fill_state, largest
+from maketune.train.batch import MicroBatches
+from maketune.train.probe import even_sizes, fill_state, largest, probe
 from maketune_common.errors import UserError
 from support import workspace
 from support.rows import LENGTH, batch, gpt2, parts
@@ -19,9 +20,9 @@ from support.rows import LENGTH, batch, gpt2, parts
 def test_loss_and_gradients_are_the_same_however_the_batch_is_split(size):
     """1 x 16 = 2 x 8 = 4 x 4 = 16 x 1, with dropout, to 1e-6 relative."""
     whole, split = gpt2(), gpt2()
-    wanted, found = parts(whole, 16).run(batch(), 3), parts(split, size).run(batch(), 3)
-    assert found.tokens == wanted.tokens
-    assert found.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
+    expected, actual = parts(whole, 16).run(batch(), 3), parts(split, size).run(batch(), 3)
+    assert actual.tokens == expected.tokens
+    assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
     for (name, one), (_, other) in zip(whole.named_parameters(), split.named_parameters(), strict=True):
         assert (one.grad - other.grad).norm() < 1e-6 * one.grad.norm(), name
 
@@ -96,7 +97,7 @@ def test_after_an_out_of_memory_the_run_is_the_one_with_the_smaller_size(where, 
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_so_it_is_where_activations_are_recomputed(where):
+def test_the_same_holds_with_recomputed_activations(where):
     """The attempt that failed leaves a block half done, or half recomputed."""
     disturbed = trained(8, calls=[3], where=where, recomputed=True)
     assert_same(disturbed, trained(8, sizes=[8, 4, 4, 4], recomputed=True))
@@ -109,13 +110,13 @@ def test_redone_at_the_same_size_nothing_changes(where, monkeypatch):
 
 
 def test_torchs_own_random_state_is_put_back_before_the_batch_is_done_again(monkeypatch):
-    """What is not dropout by rows, an architecture's own noise say, repeats as well."""
+    """Random draws other than RowDropout's, such as noise in an architecture, repeat as well."""
     monkeypatch.setattr(microbatch, "by_rows", lambda network: [])
     monkeypatch.setattr(MicroBatches, "_lessen", lambda *ignored: None)
     assert_same(trained(8, calls=[1, 4]), trained(8))
 
 
-def test_at_one_row_activations_are_recomputed_and_then_it_is_over(capsys):
+def test_at_one_row_activations_are_recomputed_and_after_that_it_is_an_error(capsys):
     model, notes = gpt2(), []
     work = parts(model, 1, notes)
     Failing(model, [0], "forward")
@@ -123,14 +124,14 @@ def test_at_one_row_activations_are_recomputed_and_then_it_is_over(capsys):
     assert notes == [{"event": "out_of_memory", "micro_batch_size": 1, "gradient_checkpointing": True}]
     assert all(block.gradient_checkpointing for block in compiled.blocks(model))
     Failing(model, range(99), "forward")
-    with pytest.raises(UserError, match="out of memory with one row") as caught:
+    with pytest.raises(UserError, match="out of memory at micro-batch 1 with recomputed activations") as caught:
         work.run(batch(), 1)
     assert caught.value.code == 4
     assert "make plan" in caught.value.hint
-    assert "activations are recomputed from here on" in capsys.readouterr().err
+    assert "activations are recomputed" in capsys.readouterr().err
 
 
-def test_an_error_that_is_no_lack_of_memory_is_not_swallowed():
+def test_other_errors_than_out_of_memory_are_raised():
     model = gpt2()
     work = parts(model, 4)
     Failing(model, [0], "forward", "shapes cannot be multiplied")
@@ -139,7 +140,7 @@ def test_an_error_that_is_no_lack_of_memory_is_not_swallowed():
 
 
 def test_what_failed_is_let_go_before_the_next_attempt():
-    """The traceback would hold the graph, and with it the memory that is lacking."""
+    """The traceback would hold the graph, and with it the memory that is needed."""
     import weakref
 
     model, alive = gpt2(), []
@@ -157,20 +158,20 @@ def test_what_failed_is_let_go_before_the_next_attempt():
     assert alive[1] == [False]
 
 
-def test_compilation_that_fails_is_given_up_and_the_step_done_as_it_is(capsys):
+def test_failed_compilation_is_switched_off_and_the_step_done_without(capsys):
     def fails(graph, inputs):
         raise LookupError("no such compiler")
 
     torch._dynamo.reset()
     plain, model, notes = gpt2(), gpt2(), []
-    wanted = parts(plain, 8).run(batch(), 0)
+    expected = parts(plain, 8).run(batch(), 0)
     work = parts(model, 8, notes)
     compiled.compile_blocks(model, backend=fails)
-    found = work.run(batch(), 0)
-    assert found.loss == wanted.loss
+    actual = work.run(batch(), 0)
+    assert actual.loss == expected.loss
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     assert notes[0]["event"] == "compile_failed"
-    assert "torch.compile: off, for it failed" in capsys.readouterr().err
+    assert "torch.compile failed and is off" in capsys.readouterr().err
 
 
 def test_one_compilation_serves_all_blocks_and_the_numbers_stay():
@@ -179,10 +180,10 @@ def test_one_compilation_serves_all_blocks_and_the_numbers_stay():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     plain, model = gpt2(), gpt2()
-    wanted = parts(plain, 8).run(batch(), 0)
+    expected = parts(plain, 8).run(batch(), 0)
     work = parts(model, 8)
     compiled.compile_blocks(model, backend=counter)
-    assert work.run(batch(), 0).loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
+    assert work.run(batch(), 0).loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
     model.zero_grad()
     first = counter.frame_count
     work.run(batch(1), 1)
@@ -211,18 +212,18 @@ def test_the_largest_even_size_that_fits_is_found(rows, base, each, limit, expec
             raise torch.OutOfMemoryError("CUDA out of memory")
         return base + each * size, 0.5
 
-    found = largest(even_sizes(rows), measure, lambda: None, limit)
-    assert found.size == expected
+    actual = largest(even_sizes(rows), measure, lambda: None, limit)
+    assert actual.size == expected
     assert len(tried) <= 4
-    assert (found.bytes > 0) == (base + each * found.size <= limit)
+    assert (actual.bytes > 0) == (base + each * actual.size <= limit)
 
 
-def test_a_bend_in_memorys_line_is_noticed():
-    """The loss's chunk fills up at some size: what the first two foretell is too much, or too little."""
+def test_memory_that_is_not_linear_is_noticed():
+    """The loss's chunk fills up at some size: what the first two predict is too much, or too little."""
     for bend in (lambda size: 100 + 50 * min(size, 4) + 5 * size, lambda size: 100 + 5 * size + 50 * max(size - 4, 0)):
         sizes = even_sizes(64)
-        found = largest(sizes, lambda size, bend=bend: (bend(size), 0.1), lambda: None, 500)
-        assert found.size == max(size for size in sizes if bend(size) <= 500)
+        actual = largest(sizes, lambda size, bend=bend: (bend(size), 0.1), lambda: None, 500)
+        assert actual.size == max(size for size in sizes if bend(size) <= 500)
 
 
 def test_even_sizes_leave_no_small_rest():
@@ -271,13 +272,13 @@ class FakeCuda:
 def test_a_probe_leaves_no_trace_but_the_size(monkeypatch):
     FakeCuda(monkeypatch, 100)
 
-    def run(probe):
+    def run(probed):
         model = gpt2()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        work = parts(model, 0 if probe else 4)  # 0: not known yet
+        work = parts(model, 0 if probed else 4)  # 0: not known yet
         torch.manual_seed(5)
-        if probe:
-            work.size = work.probe(optimizer, LENGTH, even_sizes(16), 450).size
+        if probed:
+            work.size = probe(work, optimizer, LENGTH, even_sizes(16), 450).size
             assert work.size == 4
         drawn = torch.rand(3)
         for step in range(2):
@@ -290,14 +291,14 @@ def test_a_probe_leaves_no_trace_but_the_size(monkeypatch):
 
 
 def test_a_whole_run_that_ran_out_of_memory_ends_as_the_one_with_the_smaller_size(tmp_path, monkeypatch, capsys):
-    """Through the verbs: data, Trainer, optimizer, checkpoints and metrics; the event stands in metrics.jsonl."""
+    """Through the verbs: data, Trainer, optimizer, checkpoints and metrics; the event is in metrics.jsonl."""
     from safetensors.torch import load_file
 
     from maketune.data import step as data
     from maketune.train import step as train
 
     monkeypatch.chdir(workspace.make(tmp_path))
-    monkeypatch.setattr(train.generate, "generate", lambda overrides: None)
+    monkeypatch.setattr(train.generate, "generate_run", lambda run: None)
     whole, calls = microbatch.token_loss, []
 
     def failing(model, part):
@@ -313,17 +314,17 @@ def test_a_whole_run_that_ran_out_of_memory_ends_as_the_one_with_the_smaller_siz
         settings = [f"train.micro_batch_size={size}", "train.max_steps=4", "model.dropout=0.1"]
         monkeypatch.setattr(microbatch, "token_loss", failing if name == "halved" else whole)
         data.prepare(settings)
-        train.train(settings)
+        train.main(settings)
         results[name] = load_file(tmp_path / f"runs/{name}/model/model.safetensors")
     said = capsys.readouterr().err
-    assert "out of memory: 2 rows at once from here on, not 4; the same batch again" in said
-    assert "micro-batch: 4 of 8 rows at once (asked for)" in said
+    assert "out of memory: micro-batch 4 -> 2, retrying this step; the batch size stays 8" in said
+    assert "micro-batch: 4 sequences in memory, 8 per step (from train.micro_batch_size)" in said
     lines = [json.loads(line) for line in (tmp_path / "runs/halved/metrics.jsonl").read_text().splitlines()]
     assert next(line for line in lines if "event" in line)["micro_batch_size"] == 2
     assert all(torch.equal(results["halved"][key], value) for key, value in results["small"].items())
 
 
-def test_a_loss_that_is_no_number_names_step_and_rows(tmp_path, monkeypatch):
+def test_a_nan_loss_names_step_and_rows(tmp_path, monkeypatch):
     from maketune.data import step as data
     from maketune.train import step as train
 
@@ -339,5 +340,5 @@ def test_a_loss_that_is_no_number_names_step_and_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(microbatch, "token_loss", failing)
     data.prepare([])
     with pytest.raises(UserError, match=r"the loss became nan at step 4, rows \d+(, \d+){7} of") as caught:
-        train.train([])
+        train.main([])
     assert ", ".join(map(str, calls[6])) in str(caught.value)

@@ -10,6 +10,7 @@ from maketune.data import corpus, worker
 from maketune.data.pack import pack
 from maketune.data.problems import Problems
 from maketune.data.rows import IGNORED, Rows, collate
+from maketune.model.attention import PROVED
 from maketune.train.loss import token_loss
 
 
@@ -57,7 +58,7 @@ def test_no_document_or_row_has_a_label_on_its_first_token():
         assert (item["labels"][item["position_ids"] == 0] == IGNORED).all()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", PROVED)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_loss_and_gradients_equal_the_documents_one_by_one(attention, checkpointing):
     documents = random_documents(7, 12, 2, 11)
@@ -75,7 +76,7 @@ def test_packed_loss_and_gradients_equal_the_documents_one_by_one(attention, che
         torch.testing.assert_close(gradient, weight.grad, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", PROVED)
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_logits_equal_the_documents_one_by_one_whatever_the_batch(attention, packing, training):

@@ -52,9 +52,9 @@ def scores(folder):
         return json.loads((folder / f"runs/{name}/eval.json").read_text())
 
     return {
-        "before": run("before", evaluate.evaluate),
-        "whole": run("whole", train.train),
-        "adapted": run("adapted", train.train, *LORA),
+        "before": run("before", evaluate.main),
+        "whole": run("whole", train.main),
+        "adapted": run("adapted", train.main, *LORA),
     }
 
 

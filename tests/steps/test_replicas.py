@@ -1,4 +1,4 @@
-"""Several processes that share each step, a GPU's each, here of the CPU: the run is the one of a single process."""
+"""Several processes that share each step (on GPUs one each, here on the CPU): the run equals that of one process."""
 
 import contextlib
 import functools
@@ -18,6 +18,7 @@ from maketune.data import step as data
 from maketune.data.rows import IGNORED
 from maketune.evaluate.judge import tokens_of
 from maketune.model import load as model
+from maketune.model.tokenizer import cached_tokenizer
 from maketune.train import batch as microbatch
 from maketune.train.batch import MicroBatches
 from maketune.train.replicas import Replicas, processes
@@ -65,7 +66,7 @@ class Training:
 
     def __init__(self, run, count, size, notes=None):
         source = run.read("data.json")["model"]
-        self.network = model.to_train(run, source, model.cached_tokenizer(tokens_of(run) / "tokenizer")).train()
+        self.network = model.to_train(run, source, cached_tokenizer(tokens_of(run) / "tokenizer")).train()
         self.stack = contextlib.ExitStack()
         self.replicas = self.stack.enter_context(Replicas(run, count, "cpu", "fp32")) if count > 1 else None
         if self.replicas:
@@ -100,9 +101,9 @@ def test_loss_and_gradients_are_those_of_one_process(run, count, size, rows):
     """To 1e-6 relative, with dropout, shares of unequal length and number of tokens, and one without a row."""
     with Training(run, 1, rows) as alone, Training(run, count, size) as shared:
         for number in range(3):
-            (wanted, gradients), (found, others) = alone.step(number, rows), shared.step(number, rows)
-            assert found.tokens == wanted.tokens
-            assert found.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
+            (expected, gradients), (actual, others) = alone.step(number, rows), shared.step(number, rows)
+            assert actual.tokens == expected.tokens
+            assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
             for name, one in gradients.items():
                 assert (one - others[name]).norm() <= 2e-6 * one.norm(), (number, name)
 
@@ -117,7 +118,7 @@ def test_a_replica_has_the_leaders_weights_and_not_its_own(run):
 
 
 def test_a_replica_out_of_memory_halves_all_and_the_step_is_done_again(run):
-    """For real: it may map no more memory, until that is noted. The rest is bit for bit as with the smaller size."""
+    """For real: it may map no more memory, until the event is noted. The rest equals the smaller size bit for bit."""
     notes, rows = [], 4096
 
     def note(**values):
@@ -130,8 +131,8 @@ def test_a_replica_out_of_memory_halves_all_and_the_step_is_done_again(run):
         mapped = pages * resource.getpagesize() + 2**25
         resource.prlimit(replica, resource.RLIMIT_AS, (mapped, resource.RLIM_INFINITY))
         for number in range(2):
-            (wanted, gradients), (found, others) = smaller.step(number, rows), shared.step(number, rows)
-            assert found.loss == wanted.loss
+            (expected, gradients), (actual, others) = smaller.step(number, rows), shared.step(number, rows)
+            assert actual.loss == expected.loss
             assert all(torch.equal(one, others[name]) for name, one in gradients.items())
     assert notes == [{"event": "out_of_memory", "micro_batch_size": 1024}]
 
@@ -150,13 +151,13 @@ def test_a_leader_out_of_memory_leaves_no_replica_waiting(run, monkeypatch):
     with Training(run, 2, 1) as smaller, Training(run, 2, 2) as shared:
         monkeypatch.setattr(microbatch, "token_loss", token_loss)
         for number in range(3):
-            (wanted, gradients), (found, others) = smaller.step(number), shared.step(number)
-            assert found.loss == wanted.loss
+            (expected, gradients), (actual, others) = smaller.step(number), shared.step(number)
+            assert actual.loss == expected.loss
             assert all(torch.equal(one, others[name]) for name, one in gradients.items())
     assert shared.parts.size == 1
 
 
-def test_a_replica_that_is_gone_is_named_and_none_is_left(run):
+def test_a_replica_that_died_is_named_and_none_is_left(run):
     with pytest.raises(Unfit, match=r"process 3 of 3 .*killed by signal 9") as caught, Training(run, 3, 4) as shared:
         shared.step(0)
         shared.replicas.processes[1].kill()
@@ -201,7 +202,7 @@ def trained(folder):
 
 
 def replicas_of(life: Life) -> list[int]:
-    """The processes that it has started."""
+    """The processes that a run has started."""
     children = Path(f"/proc/{life.process.pid}/task/{life.process.pid}/children")
     with contextlib.suppress(FileNotFoundError):
         return [int(each) for each in children.read_text().split()]
@@ -224,7 +225,7 @@ def test_a_whole_run_is_that_of_one_process_but_for_rounding(folder, trained):
     assert first["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
     assert ours[-1]["eval_loss"] == pytest.approx(theirs[-1]["eval_loss"], rel=0.01)
     assert json.loads((trained / "manifest.json").read_text())["processes"] == 2
-    assert "micro-batch: 4 of 4 rows at once, on each of 2 processes" in said(folder, "two")
+    assert "micro-batch: 4 sequences in memory on each of 2 processes, 8 per step" in said(folder, "two")
 
 
 def test_it_repeats_bit_for_bit(folder, trained):
@@ -258,7 +259,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_weights(folder, trained
     assert same(end(folder, name, *SETTINGS), trained)
     assert lines(folder / "runs" / name) == lines(trained)
     if who == "replica":
-        assert "process 2 of 2 (one a GPU) ended before its time (killed by signal 9)" in said(folder, name)
+        assert "process 2 of 2 (one per GPU) ended unexpectedly (killed by signal 9)" in said(folder, name)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -275,12 +276,12 @@ def test_a_signal_stops_all_in_good_order(folder, trained, number, code):
     assert same(end(folder, name, *SETTINGS), trained)
 
 
-def test_going_on_with_another_number_is_said(folder, trained):
+def test_resuming_with_another_number_of_processes_says_so(folder, trained):
     process = workspace.fork(folder, "fewer", "data", *SETTINGS)
     process.join()
     life = Life(folder, "fewer", *SETTINGS, before=two)
     life.wait_for_steps(7)
     assert life.end(signal.SIGTERM) == 143
     fewer = end(folder, "fewer", *SETTINGS, count=1)
-    assert "note: processes that share a step: 1, 2 before; the same but for rounding" in said(folder, "fewer")
+    assert "note: resuming with another number of processes (1, before 2)" in said(folder, "fewer")
     assert lines(fewer)[-1]["eval_loss"] == pytest.approx(lines(trained)[-1]["eval_loss"], rel=0.01)

@@ -1,4 +1,4 @@
-"""Real runs, killed, stopped and starved at all moments, end as the undisturbed one does."""
+"""Real runs that are killed, stopped or run out of disk at any moment end like the undisturbed one."""
 
 import functools
 import json
@@ -112,7 +112,7 @@ def stop_in_evaluation() -> None:
     judge.batches = interrupted
 
 
-def test_a_signal_in_an_evaluation_cuts_it_short_and_it_is_made_up_for(folder, trained):
+def test_an_evaluation_cut_short_by_a_signal_is_done_on_resume(folder, trained):
     prepare(folder, "judged", *SETTINGS)
     assert Life(folder, "judged", *SETTINGS, before=stop_in_evaluation).end() == 143, said(folder, "judged")
     run = folder / "runs/judged"
@@ -121,7 +121,7 @@ def test_a_signal_in_an_evaluation_cuts_it_short_and_it_is_made_up_for(folder, t
     assert Life(folder, "judged", *SETTINGS, before=stop_in_evaluation).end() == 143  # in the next one after it
     assert [line["step"] for line in lines(run) if "eval_loss" in line] == [4, 8]
     life = Life(folder, "judged", *SETTINGS)
-    life.wait_for_steps(1)  # the evaluation made up for, which no checkpoint holds yet
+    life.wait_for_steps(1)  # the repeated evaluation, which no checkpoint holds yet
     life.end(signal.SIGKILL)
     end(folder, "judged", *SETTINGS)
     assert same(run, trained)
@@ -147,18 +147,16 @@ def test_an_evaluation_that_draws_random_numbers_changes_no_training(folder, tra
     assert same(folder / "runs/drawing", trained)
 
 
-def save_for_ever() -> None:
-    from maketune.train import resumable
-
-    resumable.settle = lambda *_: time.sleep(600)
+def save_forever() -> None:
+    checkpoints.finish = lambda *_: time.sleep(600)
 
 
 def test_a_second_interrupt_ends_at_once(folder):
     prepare(folder, "twice", *SETTINGS)
-    life = Life(folder, "twice", *SETTINGS, before=save_for_ever)
+    life = Life(folder, "twice", *SETTINGS, before=save_forever)
     life.wait_for_a_write(7)
     os.kill(life.process.pid, signal.SIGINT)
-    life.wait(lambda: "once more stops at once" in said(folder, "twice"))
+    life.wait(lambda: "again to quit now" in said(folder, "twice"))
     assert life.end(signal.SIGINT) == 130
 
 
@@ -197,7 +195,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     bad = checkpoints.newest(run / "checkpoints")
     harm(bad / "optimizer.pt")
     end(folder, name, *SETTINGS)
-    assert f"skipped: runs/{name}/checkpoints/{bad.name}: {named}" in said(folder, name)
+    assert f"skipping damaged checkpoint runs/{name}/checkpoints/{bad.name}: {named}" in said(folder, name)
     assert same(run, trained)
     assert lines(run) == lines(trained)
 
@@ -216,7 +214,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_runs_none(folder, half, nam
     files[name] = {"bytes": (checkpoint / name).stat().st_size, "sha256": checkpoints.sha256(checkpoint / name)}
     (checkpoint / checkpoints.FILES).write_text(json.dumps(files))
     end(folder, run.name, *SETTINGS, code=2)
-    assert "holds more than tensors and numbers" in said(folder, run.name)
+    assert "contains more than tensors and numbers" in said(folder, run.name)
     assert not (folder / "payload-ran").exists()
 
 
@@ -239,17 +237,15 @@ def test_a_save_that_fails_leaves_the_last_good_one(folder, trained, half, name,
 
 def fill_the_disk(free: int) -> None:
     """After the first save nothing is left but `free` bytes."""
-    from maketune.train import resumable
+    finish = checkpoints.finish
 
-    settle = resumable.settle
-
-    def settled(written, *rest):
-        settle(written, *rest)
+    def fill_after(written, *rest):
+        finish(written, *rest)
         checkpoint_folder = written.parent.parent
         with open(checkpoint_folder / "filler", "wb") as file:
             file.write(bytes(shutil.disk_usage(checkpoint_folder).free - free))
 
-    resumable.settle = settled
+    checkpoints.finish = fill_after
 
 
 def on_a_small_disk(folder: Path, trained: Path) -> None:
@@ -260,7 +256,7 @@ def on_a_small_disk(folder: Path, trained: Path) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], check=True)
         (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free - 300_000))
         end(folder, name, *SETTINGS, code=3)
-        assert "GB free, and the run's 4 checkpoints and its model need" in said(folder, name)
+        assert "the run's 4 checkpoints and its model need" in said(folder, name)
         (place / "filler").unlink()
         life = Life(folder, name, *SETTINGS, before=functools.partial(fill_the_disk, free))
         assert life.end() == 3, said(folder, name)
@@ -289,12 +285,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(folder, trained
     assert done.returncode == 0, done.stderr
 
 
-def test_training_ends_when_patience_does_and_is_not_taken_up_again(folder):
+def test_early_stopping_ends_training_for_good(folder):
     settings = (*SETTINGS, "train.early_stopping_patience=2", "train.early_stopping_threshold=10")
     run = end(folder, "patient", *settings)
     assert [line["step"] for line in lines(run) if "eval_loss" in line] == [4, 8, 12]
     assert lines(run)[-1]["step"] == 12
-    assert "stopped early: 2 evaluations without a better one; the best was step 12" in said(folder, "patient")
+    assert "early stopping: no improvement in 2 evaluations; the best was at step 12" in said(folder, "patient")
     first, before = copy(run, "patient-first"), lines(run)
     shutil.rmtree(run / "model")
     end(folder, "patient", *settings)
@@ -302,14 +298,14 @@ def test_training_ends_when_patience_does_and_is_not_taken_up_again(folder):
     assert same(run, first)
 
 
-def test_the_best_model_is_taken_where_that_is_asked_for(folder):
+def test_the_best_model_is_kept_with_load_best_model_at_end(folder):
     settings = (*SETTINGS, "train.load_best_model_at_end=true", "train.save_total_limit=1")
     settings += ("train.learning_rate=1", "train.warmup_steps=69")  # it rises until the model is ruined
     run = end(folder, "best", *settings)
     losses = {line["step"]: line["eval_loss"] for line in lines(run) if "eval_loss" in line}
     best = min(losses, key=losses.get)
     assert best != max(losses)
-    assert f"model: of step {best}, the best" in said(folder, "best")
+    assert f"model: weights of step {best}, the lowest evaluation loss" in said(folder, "best")
     weights = load_file(run / f"checkpoints/step-{best:08d}/model.safetensors")
     assert all(torch.equal(value, weights[name]) for name, value in load_file(run / "model/model.safetensors").items())
     assert json.loads((run / "eval.json").read_text())["loss"] == pytest.approx(losses[best])

@@ -1,4 +1,4 @@
-"""What training tells: figures of the GPU, TensorBoard's files, events, and other people's dashboards."""
+"""What training reports: GPU figures, TensorBoard's files, events, and other dashboards."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from support import workspace
 
 
 class Nvml:
-    """NVML with one GPU, that gives its power only if asked nicely."""
+    """NVML with one GPU that does not report its power."""
 
     NVML_TEMPERATURE_GPU = 0
 
@@ -62,9 +62,9 @@ def test_the_gpus_figures_and_the_share_of_its_peak_are_sampled():
     assert GpuWatch(Nvml(), ["GPU-1"]).sample(50_000) == known
 
 
-def test_a_gpu_that_nvml_does_not_know_is_said_once_and_has_no_figures(capsys):
+def test_a_gpu_that_nvml_does_not_know_is_reported_and_has_no_figures(capsys):
     assert GpuWatch(Nvml(), ["GPU-2"], 1e9, 100e12).sample(50_000) == {"mfu": 0.5}
-    assert "no figures from NVML: Not Found" in capsys.readouterr().err
+    assert "NVML gives no GPU figures: Not Found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "mfu"), [("NVIDIA L4", 0.75), ("NVIDIA Unheard Of", None)])
@@ -104,6 +104,7 @@ def test_a_step_has_its_line_its_points_and_its_place_on_the_terminal(folder, ca
     figures = {"loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens": 300, "gpu_temperature_celsius": 61}
     assert (figures | {"tokens_per_second": 600.0, "mfu": 0.6}).items() <= step.items()
     assert step.keys() >= {"memory_bytes", "gpu_utilization_percent", "gpu_memory_bytes"}
+    assert (step | judged).keys() - telemetry.METRICS.keys() == {"step", "epoch", "tokens", "time"}
     assert (judged["step"], judged["eval_loss"]) == (5, 2.25)
     assert (event["step"], event["event"]) == (1, "out_of_memory")
     assert monitor.described(event) == "step 1  out_of_memory  micro_batch_size 2"
@@ -195,7 +196,7 @@ def test_a_training_that_nothing_can_describe_is_trained_and_recorded(folder):
         assert process.exitcode == 0, (folder / "r.log").read_text()
     run, said = folder / "runs/r", " ".join((folder / "r.log").read_text().split())
     assert said.count("note: no more files for TensorBoard: ") == 1 and "runs/r/metrics.jsonl holds all of it" in said
-    assert said.count("note: TrackioCallback is told no more: ZeroDivisionError: ") == 1
+    assert said.count("note: TrackioCallback failed and is off: ZeroDivisionError: ") == 1
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert (run / "model/model.safetensors").exists() and (run / "eval.json").exists()

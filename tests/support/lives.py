@@ -35,8 +35,8 @@ def said(folder: Path, run: str) -> str:
 
 def lines(run: Path) -> list[dict]:
     """metrics.jsonl without what depends on the clock."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMED} for line in found]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in records]
 
 
 def same(run: Path, other: Path) -> bool:

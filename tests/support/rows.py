@@ -32,7 +32,7 @@ def batch(step=0, rows=16):
 
 
 def parts(model, size, notes=None, **more):
-    """`more`: backward and autocast, where they are not plain."""
+    """`more`: backward and autocast, if not the plain ones."""
     plain = {"backward": torch.Tensor.backward, "autocast": contextlib.nullcontext}
     note = [].append if notes is None else notes.append
     return MicroBatches(model, size=size, seed=42, note=lambda **values: note(values), **(plain | more))

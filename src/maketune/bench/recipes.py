@@ -54,7 +54,7 @@ def maketune(size: Size) -> list[Step]:
     }
     Path("config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     data.prepare([])
-    train.train([])
+    train.main([])
     metrics = contract.RunDirectory(contract.RUNS / contract.told().run).metrics
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     lines = [{"tokens": 0}, *(line for line in lines if "loss" in line)]

@@ -1,1 +1,1 @@
-"""Models: loaded or new, and what is changed in them."""
+"""Models: fetching, loading and adapting them."""

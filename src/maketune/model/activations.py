@@ -1,12 +1,12 @@
-"""The same activation function in fewer passes over memory."""
+"""The same activation function with fewer passes over memory."""
 
 from torch import nn
 
 
 def fuse_gelu(network: nn.Module) -> None:
-    """Put torch's own tanh-approximated GELU where transformers spells GPT-2's out; equal but for rounding.
+    """Replace transformers' step-by-step tanh GELU (GPT-2's) by torch's fused one; equal up to rounding.
 
-    Spelled out it is eight operations, of which the backward pass keeps five results of rows x length x 4 x width.
+    Step by step it is eight operations, and the backward pass keeps five results of rows x length x 4 x width.
     """
     from transformers.activations import NewGELUActivation
 

@@ -1,28 +1,29 @@
-"""torch.compile, block by block, where it pays. (The Trainer's own way fails with torch 2.6.)"""
+"""torch.compile, block by block, where it saves time. (The Trainer's own way fails with torch 2.6.)"""
 
 from torch import nn
 
 from maketune_common.choice import Choice
 
-SECONDS = 120
-"""What compiling is taken to cost, both passes and a second shape of batch; an estimate, not measured on a GPU here."""
-SAVED = 0.2
-"""The share of a step's time that it is taken to save; likewise an estimate, and a careful one."""
+COMPILE_SECONDS = 120
+"""Assumed cost of compiling both passes for two shapes of batch: an estimate, not measured on a GPU."""
+SAVED_SHARE = 0.2
+"""Assumed share of a step's time that compiled code saves: a careful estimate as well."""
 
 
-def choose(wanted: str | bool, device: str, steps: int, step_seconds: float) -> Choice:
-    """`true` or `false` for train.torch_compile: worth it when `SAVED` of all steps' time is more than `SECONDS`."""
-    if wanted != "auto":
-        return Choice(str(wanted).lower(), "asked for")
+def choose(setting: str | bool, device: str, steps: int, step_seconds: float) -> Choice:
+    """`true` or `false` for train.torch_compile; auto: worth it when all steps save more than `COMPILE_SECONDS`."""
+    if setting != "auto":
+        return Choice(str(setting).lower(), "from train.torch_compile")
     if device != "cuda":
         return Choice("false", "the CPU")
-    saved = SAVED * steps * step_seconds
-    reason = f"{steps:,} steps of {step_seconds:.2f} s: about {saved:,.0f} s to save, {SECONDS} to spend"
-    return Choice("true" if saved > SECONDS else "false", reason)
+    saved = SAVED_SHARE * steps * step_seconds
+    reason = f"compiling takes about {COMPILE_SECONDS} s and saves about {saved:,.0f} s"
+    reason += f" in {steps:,} steps of {step_seconds:.2f} s"
+    return Choice("true" if saved > COMPILE_SECONDS else "false", reason)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The network's layers, all of one make: compiled once, the code serves each."""
+    """The network's transformer layers, all of one structure: code compiled once serves each."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -40,8 +41,8 @@ def is_compiled(network: nn.Module) -> bool:
 
 
 def undo(network: nn.Module) -> bool:
-    """Let the blocks run as they are written; return whether any was compiled."""
-    found = [block for block in blocks(network) if block._compiled_call_impl is not None]
-    for block in found:
+    """Go back to the blocks' eager code; return whether any block was compiled."""
+    compiled = [block for block in blocks(network) if block._compiled_call_impl is not None]
+    for block in compiled:
         block._compiled_call_impl = None
-    return bool(found)
+    return bool(compiled)

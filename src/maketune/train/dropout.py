@@ -1,21 +1,21 @@
-"""Dropout whose pattern depends on seed, step, row and place alone, so that it is the same however a step is split."""
+"""Dropout whose pattern depends only on seed, step, row and position: the same however a step's batch is split."""
 
 import functools
 
 import torch
 from torch import Tensor, nn
 
-from maketune.core.progress import say
+from maketune.model.attention import disable_dropout
 
 
 class RowDropout(nn.Dropout):
-    """Dropout on (rows, ...): each row has its own pattern, the same in whatever micro-batch the row comes.
+    """Dropout on (rows, ...): each row has its own pattern, whichever micro-batch it is in.
 
-    The same again when activations are recomputed. What is not laid out by rows gets ordinary dropout.
+    Recomputed activations see the same pattern again. An input that is not laid out by rows gets ordinary dropout.
     """
 
     keys: Tensor | None = None
-    """Two int32 a row, (rows, 2); `seed_rows` sets them."""
+    """Two int32 per row, (rows, 2); `seed_rows` sets them."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero a share `p` of the input's elements and scale the rest by 1 / (1 - p)."""
@@ -31,7 +31,7 @@ class RowDropout(nn.Dropout):
 
 @functools.lru_cache(maxsize=8)
 def element_noise(count: int, device: torch.device) -> Tensor:
-    """A well mixed int32 for each of `count` places, (count,). Compiled code computes it on the way instead."""
+    """A well-mixed int32 for each of `count` positions, (count,). Compiled code computes it in place instead."""
     mixed = torch.arange(count, dtype=torch.int32, device=device)
     for shift, factor in ((16, 0x7FEB352D), (15, -2073254261)):  # Wellons' lowbias32; int32 wraps around
         mixed = (mixed ^ (mixed >> shift)) * factor
@@ -39,31 +39,25 @@ def element_noise(count: int, device: torch.device) -> Tensor:
 
 
 def by_rows(network: nn.Module) -> list[RowDropout]:
-    """Replace the network's dropout modules, and return the new ones in a fixed order.
+    """Replace the network's dropout modules by RowDropout and return those, in a fixed order.
 
-    Attention's own dropout is switched off, and it is said: sdpa draws it inside, where no row has its own pattern.
+    Dropout inside attention cannot be replaced and is switched off.
     """
-    sites, off = [], set()
+    disable_dropout(network)
+    sites = []
     for parent in network.modules():
-        if getattr(parent, "attention_dropout", 0.0) and isinstance(parent.attention_dropout, float):
-            off.add(parent.attention_dropout)
-            parent.attention_dropout = 0.0
         for name, child in parent.named_children():
-            if type(child) is not nn.Dropout or child.p == 0:
-                continue
-            if name in ("attn_dropout", "attention_dropout"):
-                off.add(child.p)
-                child.p = 0.0
-                continue
-            sites.append(RowDropout(child.p))
-            setattr(parent, name, sites[-1])
-    if off:
-        say(f"attention dropout: off (the model asks for {max(off):g}): it would depend on how a step is split")
+            if type(child) is nn.Dropout and child.p:
+                sites.append(RowDropout(child.p))
+                setattr(parent, name, sites[-1])
     return sites
 
 
 def seed_rows(sites: list[RowDropout], seed: int, step: int, rows: Tensor) -> None:
-    """Set the patterns for the rows, (rows,) int64, that come next. Reads nothing back from the device."""
+    """Set the patterns for the rows of the next forward pass; `rows`: their ids, (rows,) int64.
+
+    Reads nothing back from the device.
+    """
     start = _mixed(_mixed(torch.tensor(seed)) + step).item()
     by_row = _mixed(rows + start)
     for number, site in enumerate(sites):
@@ -72,7 +66,7 @@ def seed_rows(sites: list[RowDropout], seed: int, step: int, rows: Tensor) -> No
 
 
 def _mixed(value: Tensor) -> Tensor:
-    """int64 -> int64, every bit dependent on every other (splitmix64's finalizer, with arithmetic shifts)."""
+    """int64 -> int64, every bit depends on every other (splitmix64's finalizer, with arithmetic shifts)."""
     value = value * -7046029254386353131
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         value = (value ^ (value >> shift)) * factor

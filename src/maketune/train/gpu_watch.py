@@ -1,4 +1,4 @@
-"""What the GPU does meanwhile: NVML's figures, and the share of its peak that the model's arithmetic reaches."""
+"""The GPUs during training: NVML's figures, and the share of their peak FLOP/s that the model reaches (MFU)."""
 
 import contextlib
 from collections.abc import Sequence
@@ -8,26 +8,31 @@ from maketune.core.progress import say
 
 
 class GpuWatch:
-    """Samples the GPUs at work. `library`: pynvml; `uuids`: as NVML names them; `flops_per_token`: forward and
-    backward; `peak`: FLOP/s of all of them in the precision in use, None where it is not known."""
+    """Samples GPUs at work.
+
+    `library`: pynvml; `uuids`: as NVML names them; `flops_per_token`: forward and backward; `peak`: FLOP/s of all GPUs
+    together in the precision in use, None if unknown.
+    """
 
     def __init__(
         self, library: Any, uuids: Sequence[str], flops_per_token: float = 0.0, peak: float | None = None
     ) -> None:
-        self.library, self.flops_per_token, self.peak, self.handles = library, flops_per_token, peak, []
+        self.library, self.flops_per_token, self.peak = library, flops_per_token, peak
+        self.handles: list[Any] = []
         try:
             library.nvmlInit()
             self.handles = [library.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
         except library.NVMLError as error:
-            say(f"note: no figures from NVML: {error}")
+            say(f"note: NVML gives no GPU figures: {error}")
 
     def sample(self, tokens_per_second: float) -> dict[str, float]:
         """gpu_utilization_percent, gpu_memory_bytes (of all processes), gpu_power_watts, gpu_temperature_celsius, mfu.
 
-        Of several GPUs the least utilisation, the most memory and temperature, and the power in all. A figure that one
-        of them does not give is left out.
+        Of several GPUs: the lowest utilization, the highest memory and temperature, and the total power. A figure that
+        one of them does not give is left out.
         """
-        library, figures = self.library, {}
+        library = self.library
+        figures: dict[str, float] = {}
         for name, over, ask in (
             ("gpu_utilization_percent", min, lambda gpu: library.nvmlDeviceGetUtilizationRates(gpu).gpu),
             ("gpu_memory_bytes", max, lambda gpu: library.nvmlDeviceGetMemoryInfo(gpu).used),
@@ -47,7 +52,7 @@ class GpuWatch:
 
 
 def watch(network: Any, context_length: int, precision: str, count: int = 1) -> GpuWatch:
-    """Watch the first `count` GPUs, for a model that they train in a precision (bf16, fp16, fp32)."""
+    """Watch the first `count` GPUs, which train `network` on rows of `context_length` tokens in bf16, fp16 or fp32."""
     import pynvml
     import torch
 
@@ -58,6 +63,6 @@ def watch(network: Any, context_length: int, precision: str, count: int = 1) -> 
     shape = network.config
     work = flops_per_token(parameters, shape.num_hidden_layers, shape.hidden_size, context_length)
     gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
-    known = [find(each.name) for each in gpus]
-    peak = sum(getattr(each, precision) for each in known) if all(known) else None
-    return GpuWatch(pynvml, [f"GPU-{each.uuid}" for each in gpus], work, peak)
+    specifications = [find(gpu.name) for gpu in gpus]
+    peak = sum(getattr(specification, precision) for specification in specifications) if all(specifications) else None
+    return GpuWatch(pynvml, [f"GPU-{gpu.uuid}" for gpu in gpus], work, peak)

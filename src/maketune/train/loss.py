@@ -1,4 +1,4 @@
-"""The training loss: summed over tokens, in nats, without a block of logits for all tokens at once."""
+"""The training loss: summed over tokens, in nats, without holding the logits of all tokens at once."""
 
 import weakref
 from typing import Any, NamedTuple
@@ -12,16 +12,16 @@ from maketune.data.rows import IGNORED
 
 
 class Parts(NamedTuple):
-    """A causal language model as hidden states and the matrix that turns them into logits."""
+    """A causal language model in two parts: the body gives hidden states, the head turns them into logits."""
 
     body: nn.Module
     head: nn.Linear
 
 
 def token_loss(model: nn.Module, part: dict[str, Tensor]) -> Tensor:
-    """The summed cross-entropy, in nats, of the labels that count; (rows, length) int64 each of `part`.
+    """The summed cross-entropy, in nats, (), of the labels that count; the tensors of `part` are (rows, length) int64.
 
-    GPT-2's own loss is scaled by (T-1)/T when a first label counts, so only hidden states are asked for. No attention
+    GPT-2's own loss is scaled by (T-1)/T when a first label counts, so only hidden states are requested. No attention
     mask and no cache: with either, packed documents see each other.
     """
     inputs = {"input_ids": part["input_ids"], "position_ids": part["position_ids"], "use_cache": False}
@@ -39,15 +39,18 @@ _known: "weakref.WeakKeyDictionary[nn.Module, Parts | None]" = weakref.WeakKeyDi
 
 
 def split_head(model: nn.Module) -> Parts | None:
-    """The model's parts if its logits are `head(body(ids))` and no more, else None, said once.
+    """The model's parts if its logits are exactly `head(body(ids))`, else None, which is printed once.
 
-    A head that is itself an adapter's target, has a bias, or whose logits are scaled or capped afterwards, is left to
-    the model's own code. Whether they are is not looked up by name but tried, on four tokens.
+    A head that is an adapter's target or has a bias, or whose logits are scaled or capped afterwards, is left to the
+    model's own code. Whether that is so is tried out on four tokens, not looked up by name.
     """
     if model not in _known:
         _known[model] = parts = _parts(model)
         if parts is None:
-            say_once(f"loss: from whole logits, for {type(model).__name__} does more than multiply by a plain head")
+            say_once(
+                f"loss: computed from the full logits (more memory), because the output head of {type(model).__name__} "
+                "is more than one matrix product"
+            )
     return _known[model]
 
 
@@ -62,19 +65,19 @@ def _parts(model: nn.Module) -> Parts | None:
     try:
         model.eval()
         whole = model(input_ids=ids, use_cache=False).logits.float()
-        apart = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+        split = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
     finally:
         model.train(training)
-    torch.clear_autocast_cache()  # or the next pass under autocast would take the weights cast here, without gradients
-    return Parts(body, head) if torch.allclose(whole, apart, rtol=1e-3, atol=1e-5) else None
+    torch.clear_autocast_cache()  # else the next pass under autocast reuses the weights cast here, without gradients
+    return Parts(body, head) if torch.allclose(whole, split, rtol=1e-3, atol=1e-5) else None
 
 
 def chunk_tokens(device: str) -> int:
-    """Tokens whose logits exist at once. A CPU at 256 wide trained at 772, 709, 679 tokens/s with 256, 512, 1,024.
+    """Tokens whose logits exist at once. A CPU with a model 256 wide: 772, 709, 679 tokens/s for 256, 512, 1,024.
 
-    On a GPU, by arithmetic: a chunk reads and writes the head's gradient, vocabulary x width x 8 bytes, against
-    6 x tokens x vocabulary x width FLOPs. With 2,048 tokens that is 10 % of its time on a 4070 Ti at bf16 peak, 19 % on
-    an H100, half as much at half the peak; the blocks of 2,048 x 50,257 take 0.8 GB.
+    For a GPU, by arithmetic: a chunk reads and writes the head's gradient, vocabulary x width x 8 bytes, and computes
+    6 x tokens x vocabulary x width FLOPs. With 2,048 tokens that traffic takes 10 % of the chunk's time on a 4070 Ti at
+    bf16 peak, 19 % on an H100, half as much at half the peak; the blocks of 2,048 x 50,257 take 0.8 GB.
     """
     return 256 if device == "cpu" else 2048
 
@@ -98,20 +101,20 @@ class ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=hidden.device)
         with torch.autocast(device, enabled=False):
             matrix = weight.detach().to(dtype)
-            # A CPU's matrix products are half as fast again where a token's logits are a column
+            # A CPU's matrix products are 1.5 times as fast if a token's logits are a column
             axis = 0 if device == "cpu" else 1
             size = min(chunk_tokens(device), len(kept))
-            # made once: a CPU pays for new memory with a page fault every 4 kB
-            blocks = [hidden.new_empty(size * len(weight), dtype=each) for each in dict.fromkeys((dtype, exact))]
+            # allocated once: on a CPU new memory costs a page fault per 4 kB
+            blocks = [hidden.new_empty(size * len(weight), dtype=kind) for kind in dict.fromkeys((dtype, exact))]
             for places, targets in zip(kept.split(size or 1), labels.split(size or 1), strict=True):
                 states, index = hidden.detach()[places].to(dtype), targets.unsqueeze(axis)
                 shape = (len(weight), len(places)) if axis == 0 else (len(places), len(weight))
                 logits, shares = (block[: len(places) * len(weight)].view(shape) for block in (blocks[0], blocks[-1]))
                 torch.mm(matrix, states.t(), out=logits) if axis == 0 else torch.mm(states, matrix.t(), out=logits)
-                highest, wanted = logits.amax(axis, keepdim=True).to(exact), logits.gather(axis, index).to(exact)
-                torch.sub(logits, highest, out=shares).exp_()  # softmax over columns takes three times as long
+                highest, target = logits.amax(axis, keepdim=True).to(exact), logits.gather(axis, index).to(exact)
+                torch.sub(logits, highest, out=shares).exp_()  # torch's softmax over columns takes three times as long
                 sums = shares.sum(axis, keepdim=True)
-                total += (highest + sums.log() - wanted).sum()
+                total += (highest + sums.log() - target).sum()
                 if not (wants_hidden or wants_weight):
                     continue
                 shares.div_(sums).scatter_add_(axis, index, shares.new_full((), -1.0).expand_as(index))
@@ -124,14 +127,14 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Scale what the forward pass has computed: after the products and in fp32, where fp16 would underflow."""
+        """Scale what the forward pass computed: after the products and in fp32, because fp16 would underflow."""
         hidden = None if ctx.hidden is None else ctx.hidden.mul_(gradient)
         weight = None if ctx.weight is None else ctx.weight.mul_(gradient)
         return hidden, weight, None, None
 
 
 def _add_product(total: Tensor, shares: Tensor, states: Tensor) -> None:
-    """total += shares.T @ states. In fp16 the states are shrunk by a power of two so that no sum can overflow."""
+    """total += shares.T @ states. In fp16 the states are scaled down by a power of two so that no sum can overflow."""
     if shares.dtype == total.dtype:
         total.addmm_(shares.t(), states)
     elif shares.dtype != torch.float16:

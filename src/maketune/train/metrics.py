@@ -1,14 +1,12 @@
-"""What training tells: metrics.jsonl, a line a step, TensorBoard's files, and progress on the terminal."""
+"""What training reports: metrics.jsonl with a line per step, TensorBoard's files, and progress on the terminal."""
 
-import functools
-import importlib.util
 import json
 import os
 import resource
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback
@@ -18,22 +16,42 @@ from maketune.core.progress import Aside, Bar, say
 from maketune.core.run import Run
 from maketune.train.checkpoints import notes_of, step_of
 from maketune.train.gpu_watch import GpuWatch
-from maketune_common.errors import Unfit
+from maketune_common.contract import RunDirectory
 
-GRAPHS = {"eval_loss": "eval/loss", "eval_perplexity": "eval/perplexity"} | {
-    key: f"train/{key}" for key in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "mfu")
+
+class Metric(NamedTuple):
+    """A figure: its unit and its name in TensorBoard."""
+
+    unit: str
+    graph: str
+
+
+METRICS = {
+    "loss": Metric("nats per token", "train/loss"),
+    "learning_rate": Metric("", "train/learning_rate"),
+    "grad_norm": Metric("before clipping", "train/grad_norm"),
+    "tokens_per_second": Metric("tokens per second", "train/tokens_per_second"),
+    "memory_bytes": Metric("bytes, the peak so far", "train/memory_bytes"),
+    "mfu": Metric("share of the GPUs' peak FLOP/s", "train/mfu"),
+    "gpu_utilization_percent": Metric("percent", "gpu/utilization_percent"),
+    "gpu_memory_bytes": Metric("bytes, of all processes", "gpu/memory_bytes"),
+    "gpu_power_watts": Metric("watts", "gpu/power_watts"),
+    "gpu_temperature_celsius": Metric("degrees Celsius", "gpu/temperature_celsius"),
+    "eval_loss": Metric("nats per token", "eval/loss"),
+    "eval_perplexity": Metric("", "eval/perplexity"),
 }
+"""The figures of metrics.jsonl that TensorBoard draws. A new one: a line here, a value in `on_log` or gpu_watch.py."""
 
 
 class Metrics(TrainerCallback):
-    """Writes each step's figures; on a resume the file is cut back to the checkpoint, so that no step stands twice."""
+    """Writes each step's figures. On a resume the file is cut back to the checkpoint, so no step is in it twice."""
 
     def __init__(self, run: Run, checkpoint: Path | None, gpu: GpuWatch | None = None) -> None:
-        self.path, graphs = run.path / "metrics.jsonl", run.path / "tensorboard"
+        self.path, graphs = RunDirectory(run.path).metrics, RunDirectory(run.path).tensorboard
         self.every, self.gpu = run.config.train.logging_steps, gpu
         self.step_tokens = 0
-        """Tokens predicted in the step under way; training_step sets it."""
-        self.since = [0, 0.0]
+        """Tokens predicted in the current step; training_step sets it."""
+        self.since: list[float] = [0, 0.0]
         """Tokens and seconds since the last line on the terminal."""
         self.step, due = step_of(checkpoint), notes_of(checkpoint).evaluation_due
         kept = [
@@ -42,10 +60,10 @@ class Metrics(TrainerCallback):
             if line["step"] < self.step or (line["step"] == self.step and not (due and "eval_loss" in line))
         ]
         missing = self.step - len({line["step"] for line in kept if "loss" in line})
-        if missing > 0:
+        if checkpoint and missing > 0:
             say(
-                f"note: {self.path} lacks {missing:,} of the {self.step:,} steps before {checkpoint.name}: was it "
-                "shortened? Training goes on as it was; curves and the count of tokens go without them"
+                f"note: {self.path} lacks {missing:,} of the {self.step:,} steps before {checkpoint.name} (was it "
+                "truncated?); training is not affected, but curves and token counts will miss them"
             )
         self.tokens = max((line.get("tokens", 0) for line in kept), default=0)
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -59,7 +77,7 @@ class Metrics(TrainerCallback):
         self.clock = time.monotonic()
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The file's lines; a last one that a crash cut short is left out."""
+        """The file's lines; a last line that a crash cut short is left out."""
         lines = []
         if self.path.exists():
             for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -73,11 +91,11 @@ class Metrics(TrainerCallback):
         return lines
 
     def note(self, **values: Any) -> None:
-        """Write a line about an event in the step under way: event="out_of_memory", micro_batch_size=2."""
+        """Write a line about an event in the current step, such as event="out_of_memory", micro_batch_size=2."""
         self._write({"step": self.step + 1, **values})
 
     def sync(self) -> None:
-        """Have everything on the disk: a checkpoint is about to say that it happened."""
+        """Force everything to disk, before a checkpoint that relies on it."""
         os.fsync(self.file.fileno())
         self.draw(lambda: self.graphs.flush())
 
@@ -95,7 +113,7 @@ class Metrics(TrainerCallback):
         self.clock = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """One JSON object a line: a training step's figures, or an evaluation's."""
+        """Write a JSON object on a line of its own: a training step's figures, or an evaluation's."""
         self.step = state.global_step
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
         if "loss" in logs:
@@ -118,7 +136,7 @@ class Metrics(TrainerCallback):
         self._write(line)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep a save's time out of the next step's speed."""
+        """Leave the time of a save out of the next step's speed."""
         self.clock = time.monotonic()
 
     def _show(self, state: Any, line: dict[str, Any], seconds: float) -> None:
@@ -127,6 +145,7 @@ class Metrics(TrainerCallback):
         note += f"  {self.since[0] / self.since[1]:,.0f} tokens/s"
         note += f"  MFU {line['mfu']:.0%}" if "mfu" in line else ""
         due = state.global_step % self.every == 0 or state.global_step == state.max_steps
+        assert self.bar, "on_train_begin comes first"
         self.bar.advance(1, f"{note}  {line['memory_bytes'] / 1e9:.1f} GB", due)
         if due:
             self.since = [0, 0.0]
@@ -138,8 +157,8 @@ class Metrics(TrainerCallback):
 
     def _draw(self, line: dict[str, Any]) -> None:
         for key, value in line.items():
-            if key in GRAPHS or key.startswith("gpu_"):
-                self.graphs.add_scalar(GRAPHS.get(key, key.replace("_", "/", 1)), value, line["step"])
+            if key in METRICS:
+                self.graphs.add_scalar(METRICS[key].graph, value, line["step"])
 
 
 def _writer(folder: Path, purge_step: int | None) -> Any:
@@ -149,34 +168,7 @@ def _writer(folder: Path, purge_step: int | None) -> Any:
 
 
 def memory_bytes() -> int:
-    """The peak so far: of the GPU's allocator where there is one, else of this process."""
+    """The peak so far, in bytes: of the GPU's allocator if there is a GPU, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def prepare_reports(run: Run) -> None:
-    """Make ready for `train.report_to`, whose files stay in the run: a step has no network. Raises Unfit without it."""
-    name = run.config.train.report_to
-    if name == "none":
-        return
-    if importlib.util.find_spec(name) is None:
-        raise Unfit(
-            f"train.report_to = {name}: the package {name} is not installed, and not in maketune's lock",
-            f"RUNNER=local: .cache/venv/*/bin/python -m ensurepip && .cache/venv/*/bin/python -m pip install {name}; "
-            f"or train.report_to=none: metrics.jsonl and tensorboard/ hold it all",
-        )
-    folder = str(run.path.resolve())
-    settings = {"WANDB_MODE": "offline", "WANDB_DIR": folder, "WANDB_PROJECT": "maketune", "TRACKIO_DIR": folder}
-    for key, value in {**settings, "WANDB_RUN_ID": run.name, "WANDB_RESUME": "allow"}.items():
-        os.environ.setdefault(key, value)
-
-
-def guard_reports(callbacks: list[TrainerCallback]) -> None:
-    """Let no dashboard among the Trainer's callbacks end a training: it is told nothing more after it has failed."""
-    for callback in callbacks:
-        if not type(callback).__module__.startswith("transformers.integrations"):
-            continue
-        tell = Aside(f"{type(callback).__name__} is told no more", "metrics.jsonl holds all of it, training goes on")
-        for event in filter(lambda name: name.startswith("on_"), dir(callback)):
-            setattr(callback, event, functools.partial(tell, getattr(callback, event)))

@@ -1,6 +1,7 @@
-"""A replica: the process of a GPU that helps the leader (replicas.py), computes what it is told and keeps nothing."""
+"""A replica: a process with a GPU of its own that computes what the leader (replicas.py) orders, and keeps nothing."""
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -12,24 +13,25 @@ from typing import Any
 import torch
 
 from maketune.core import device
-from maketune.core.memory import out_of_memory
+from maketune.core.failures import first_line, out_of_memory
 from maketune.core.progress import console
 from maketune.core.run import Run
 from maketune.evaluate.judge import tokens_of
 from maketune.model import load as model
+from maketune.model.tokenizer import cached_tokenizer
 from maketune.train import compile as compiled
-from maketune.train.batch import MicroBatches, first_line
+from maketune.train.batch import MicroBatches
 from maketune.train.replicas import PATIENCE, SUM, Failed, Job, Order, meet, send_weights, sum_gradients
 from maketune_common.errors import UserError
 
 
 def serve(leader: Connection) -> None:
-    """Build what the leader's first message describes, then do its orders, until its pipe ends."""
+    """Build the model that the leader's first message describes, then do its orders until the pipe closes."""
     job: Job = leader.recv()
-    console.quiet = True  # the leader has said it all
-    answered, replica = attempt(lambda: Replica(job))
-    leader.send(answered or 0.0)
-    if answered:
+    console.quiet = True  # the leader prints everything
+    failed, replica = attempt(lambda: Replica(job))
+    leader.send(failed or 0.0)
+    if failed:
         return
     store = torch.distributed.TCPStore("127.0.0.1", job.port, job.count, timeout=PATIENCE, wait_for_workers=False)
     group = meet(store, job.device, job.rank, job.count)
@@ -41,9 +43,9 @@ def serve(leader: Connection) -> None:
             continue
         replica.network.zero_grad(set_to_none=True)
         send_weights(group, replica.network)
-        failed, loss = attempt(lambda order=message: replica.do(order))
+        failed, loss = attempt(functools.partial(replica.do, message))
         if failed:
-            replica.let_go()
+            replica.free_memory()
         leader.send(failed or loss)
 
 
@@ -71,16 +73,15 @@ class Replica:
         )
 
     def do(self, order: Order) -> float:
-        """Leave the gradients of the order's rows; return their part of the batch's loss, in nats a token."""
+        """Compute the gradients of the order's rows; return their part of the batch's loss, in nats per token."""
         self.scale, self.parts.size = order.scale, order.micro_batch_size
-        blocks = compiled.blocks(self.network)
-        if order.gradient_checkpointing and not any(block.gradient_checkpointing for block in blocks):
+        if order.gradient_checkpointing and not self.parts.recomputes:
             model.checkpoint_activations(self.network)
         if not order.compiled:
             compiled.undo(self.network)
         elif not compiled.is_compiled(self.network):
             compiled.compile_blocks(self.network)
-        # what is not dropout by rows draws from here, so that a step repeats
+        # for random draws other than RowDropout's, so that a step can be repeated
         torch.manual_seed((self.job.run.config.train.seed * 1_000_003 + order.step) * 1024 + self.job.rank)
         rows = {key: torch.from_numpy(value).to(self.device) for key, value in order.rows.items()}
         if not len(rows["labels"]):
@@ -88,21 +89,21 @@ class Replica:
         tokens = torch.tensor(order.tokens, device=self.device)
         return self.parts.accumulate(rows, order.step, tokens).item()
 
-    def let_go(self) -> None:
-        """Free what a failed order has left."""
+    def free_memory(self) -> None:
+        """Free what a failed order left behind."""
         self.network.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def build(run: Run) -> Any:
-    """The model that the run trains, with the weights that it begins with: the leader's are sent with each order."""
+    """The run's model with its initial weights; the leader sends the current ones with each order."""
     source = run.read("data.json")["model"]
-    return model.to_train(run, source, model.cached_tokenizer(tokens_of(run) / "tokenizer"))
+    return model.to_train(run, source, cached_tokenizer(tokens_of(run) / "tokenizer"))
 
 
 def attempt(work: Callable[[], Any]) -> tuple[Any, Any]:
-    """What failed, for the leader, and what `work` returned. The error, whose traceback holds the graph, is let go."""
+    """What failed, for the leader, and what `work` returned. Drops the error, whose traceback holds the graph."""
     try:
         return None, work()
     except UserError as error:
@@ -112,7 +113,7 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Serve the leader at the other end of the pipe whose number is given, and do not outlive it."""
+    """Serve the leader at the other end of the given pipe (a file descriptor), and do not outlive it."""
     pipe, leader = map(int, sys.argv[1:])
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != leader:
@@ -121,7 +122,7 @@ def main() -> None:
     try:
         serve(Connection(pipe))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # the leader has ended, or needs no help any more; NCCL's threads are not waited for
+        os._exit(0)  # the leader has ended or is done; do not wait for NCCL's threads
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Several GPUs: this process leads the first and trains; each other one has a replica (replica.py) that helps.
+"""Several GPUs: this process, the leader, trains on the first; a replica (replica.py) on each other one helps.
 
-All that a run is, order of the data, optimizer, checkpoints, evaluation, signals, is the leader's, so it is the same on
-one GPU and on many. In a step the leader sends its weights and each replica its share of the rows, hears from all how
-it went, and only then sums up the gradients: a replica that is out of memory leaves nobody waiting in a collective.
+Data order, optimizer, checkpoints, evaluation and signals are the leader's alone, so a run is the same on one GPU and
+on many. In a step the leader sends every replica its weights and its share of the rows, hears from all how it went,
+and only then sums the gradients: a replica that runs out of memory leaves nobody waiting in a collective.
 """
 
 import contextlib
@@ -24,16 +24,17 @@ from torch import distributed as dist
 
 from maketune.core.run import Run
 from maketune_common import contract
-from maketune_common.errors import Unfit, UserError
+from maketune_common.errors import UNFIT, Unfit, UserError
 
 GRACE_SECONDS = 20
-"""For the leader to notice by itself that a replica is gone, before a guard ends it in the middle of a collective."""
+"""How long the leader has to notice that a replica died, before a guard ends it in the middle of a collective."""
 PATIENCE = datetime.timedelta(minutes=10)
+"""How long processes wait for each other."""
 
 
 @dataclass
 class Job:
-    """What a replica must know to build itself."""
+    """What a replica must know to build its model."""
 
     run: Run
     device: str
@@ -42,31 +43,31 @@ class Job:
     rank: int
     count: int
     port: int
-    """Of the leader's store on this machine, where the processes meet."""
+    """Port of the leader's store on this machine, through which the processes find each other."""
 
 
 @dataclass
 class Order:
-    """A step's share: the rows, (rows, length) int64 each and row_ids (rows,), and how to go about it."""
+    """A replica's share of a step: `rows`, (rows, length) int64 arrays and row_ids (rows,), and how to compute it."""
 
     rows: dict[str, np.ndarray]
     step: int
     tokens: int
-    """Predicted in the whole batch, over all GPUs."""
+    """Number of predicted tokens in the whole batch, over all GPUs."""
     scale: float
-    """Of the loss; fp16's scaler has one."""
+    """The factor of the loss; other than 1 with fp16's scaler."""
     micro_batch_size: int
     gradient_checkpointing: bool
     compiled: bool
 
 
 SUM = "sum"
-"""Said after an order that all have done: add your gradients to the leader's."""
+"""Sent once all have done an order: add your gradients to the leader's."""
 
 
 @dataclass
 class Failed:
-    """What went wrong with an order."""
+    """How an order failed."""
 
     error: str
     traceback: str
@@ -74,9 +75,9 @@ class Failed:
 
 
 class Replicas:
-    """The leader's side of `count - 1` replicas: a context manager, after which none is left.
+    """The leader's side of `count - 1` replicas: a context manager that ends them.
 
-    Raises Unfit, here and in each method, where a replica's process has ended.
+    Every method raises Unfit if a replica's process has ended.
     """
 
     def __init__(self, run: Run, count: int, device: str, precision: str) -> None:
@@ -88,7 +89,7 @@ class Replicas:
         for rank in range(1, count):
             ours, theirs = Pipe()
             command = [sys.executable, "-m", "maketune.train.replica", str(theirs.fileno()), str(os.getpid())]
-            # Of a session of its own: Ctrl-C reaches the leader alone. What it prints is news, not a result.
+            # In a session of its own, so that Ctrl-C reaches only the leader. What it prints goes to stderr.
             process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
             )
@@ -104,24 +105,24 @@ class Replicas:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let the replicas end; their pipes' end tells them. What does not is killed."""
+        """End the replicas by closing their pipes; kill those that do not end."""
         self.closing = True
         for connection in self.connections:
             connection.close()
         for process in self.processes:
             try:
                 process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:  # it is at work on what is not wanted any more, or in a collective
+            except subprocess.TimeoutExpired:  # it is busy with an order that no longer matters, or in a collective
                 process.kill()
                 process.wait()
         if self.group is not None and self.device == "cuda":
             with contextlib.suppress(RuntimeError):
-                self.group.abort()  # NCCL's buffers are free for the evaluation; a parting of all would take all
+                self.group.abort()  # frees NCCL's buffers for the evaluation; a shutdown would need all
 
     def meet(self, network: nn.Module) -> None:
-        """Wait until all are there and have their model. Raises what kept one of them.
+        """Wait until all replicas have built their model. Raises the error of one that could not.
 
-        The first collective, which takes memory of its own, is here, where none is scarce yet.
+        The first collective takes memory of its own: it runs here, while there is enough.
         """
         self._answers()
         with self._alive():
@@ -129,18 +130,21 @@ class Replicas:
             send_weights(self.group, network)
 
     def begin(self, network: nn.Module, batch: dict[str, Tensor], **order: Any) -> dict[str, Tensor]:
-        """Send each replica the weights and its share of the rows; return the leader's. `order`: the rest of Order."""
-        mine, *others = shares(batch, self.count)
+        """Send each replica the weights and its share of the rows; return the leader's share.
+
+        `order`: the other fields of Order.
+        """
+        own_rows, *others = shares(batch, self.count)
         with self._alive():
             for connection, rows in zip(self.connections, others, strict=True):
                 connection.send(Order({key: value.cpu().numpy() for key, value in rows.items()}, **order))
             send_weights(self.group, network)
-        return mine
+        return own_rows
 
     def losses(self) -> float:
-        """Wait until each replica has done its order; return the sum of their losses.
+        """Wait until every replica has done its order; return the sum of their losses.
 
-        Raises the first failure, as OutOfMemoryError where it was one, after all have answered.
+        Raises the first failure, as OutOfMemoryError if it was one, after all have answered.
         """
         return sum(self._answers())
 
@@ -167,69 +171,69 @@ class Replicas:
 
     @contextlib.contextmanager
     def _alive(self) -> Iterator[None]:
-        """Around what takes all replicas: where one has ended, that is the error."""
+        """Around communication with the replicas: if one has ended, raise that as the error."""
         try:
             yield
         except (EOFError, OSError, RuntimeError) as error:
             raise self._ended(5) or error from None
 
     def _ended(self, seconds: float) -> Unfit | None:
-        """What to say of a replica that has ended; within `seconds` it will be known."""
+        """The error for a replica that has ended; waits up to `seconds` for it to show."""
         until = time.monotonic() + seconds
         while True:
             for rank, process in enumerate(self.processes, 1):
                 if (code := process.poll()) is not None:
                     why = f"killed by signal {-code}" if code < 0 else f"code {code}"
                     return Unfit(
-                        f"process {rank + 1} of {self.count} (one a GPU) ended before its time ({why})",
-                        f"if memory ran out, dmesg says so; make train RUN={self.run.name} goes on from the last "
-                        "checkpoint, with GPUS=1 on one GPU",
+                        f"process {rank + 1} of {self.count} (one per GPU) ended unexpectedly ({why})",
+                        f"if memory ran out, dmesg says so; make train RUN={self.run.name} resumes from the last "
+                        "checkpoint; add GPUS=1 to use one GPU",
                     )
             if time.monotonic() > until:
                 return None
             time.sleep(0.05)
 
     def _guard(self, process: subprocess.Popen) -> None:
-        """End the leader where it waits for a replica that is gone: NCCL would wait for ever."""
+        """End the leader if it is still waiting for a replica that died: NCCL would wait forever."""
         process.wait()
         time.sleep(GRACE_SECONDS)
         if not self.closing:
-            error = self._ended(0)
-            print(f"error: {error}\nhint: {error and error.hint}", file=sys.stderr, flush=True)
-            os._exit(Unfit("").code)
+            if error := self._ended(0):
+                print(f"error: {error}\nhint: {error.hint}", file=sys.stderr, flush=True)
+            os._exit(UNFIT)
 
 
 def meet(store: Any, device: str, rank: int, count: int) -> Any:
-    """A process group over the store: NCCL's among GPUs, else gloo's.
+    """A process group over the store: NCCL for GPUs, else gloo.
 
-    Not torch's default one: once there is a default, transformers' Trainer takes every process for a Trainer of its own
+    Not torch's default group: once there is one, transformers' Trainer takes every process for a Trainer of its own
     and waits for it (`_sync_replicated_trainable_parameters`).
     """
     if device == "cuda":
         return dist.ProcessGroupNCCL(store, rank, count, PATIENCE)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container without a network has no other, nor a name
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container without a network has no other interface
     return dist.ProcessGroupGloo(store, rank, count, PATIENCE)
 
 
 def shares(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
-    """The rows of a batch, (rows, ...) each, in `count` runs of like length; the first ones have the odd rows."""
+    """The rows of a batch, (rows, ...) tensors, in `count` consecutive parts; the first parts have a row more."""
     parts = {key: value.tensor_split(count) for key, value in batch.items()}
     return [{key: value[number] for key, value in parts.items()} for number in range(count)]
 
 
 def trained(network: nn.Module) -> Sequence[nn.Parameter]:
-    """The weights that change."""
+    """The weights that training changes."""
     return [weight for weight in network.parameters() if weight.requires_grad]
 
 
 def send_weights(group: Any, network: nn.Module) -> None:
-    """The leader's weights to all; the others' call receives them."""
+    """Broadcast the leader's weights; in a replica, receive them."""
     for work in [group.broadcast(weight.data, 0) for weight in trained(network)]:
         work.wait()
 
 
 def sum_gradients(group: Any, network: nn.Module) -> None:
-    """The gradients of all, summed up into the leader's. One that a process has none of counts as zero."""
+    """Sum all processes' gradients into the leader's; a gradient that a process does not have counts as zero."""
     for weight in trained(network):
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
@@ -238,9 +242,9 @@ def sum_gradients(group: Any, network: nn.Module) -> None:
 
 
 def processes(device: str, rows: int) -> int:
-    """How many processes share a step of `rows` rows: one a visible GPU, none without a row.
+    """How many processes share a step of `rows` rows: one per visible GPU, but none without a row.
 
-    On a CPU one, or MAKETUNE_PROCESSES: it computes all cores' worth by itself, so that is for tests.
+    On a CPU one, which uses all cores; MAKETUNE_PROCESSES sets another number, for tests.
     """
-    there = torch.cuda.device_count() if device == "cuda" else int(contract.told().processes or 1)
-    return max(1, min(there, rows))
+    available = torch.cuda.device_count() if device == "cuda" else int(contract.told().processes or 1)
+    return max(1, min(available, rows))
