@@ -23,41 +23,41 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]
 @app.command("env-verify")
 def env_verify(overrides: Overrides = None) -> None:
     """Check packages, libraries, GPU, kernels, mounts and memory; write env.json."""
-    from maketune.environment import step as environment
+    from maketune.environment import step
 
-    environment.verify(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command()
 def data(overrides: Overrides = None) -> None:
     """Read, check, split and tokenize the texts, and fetch the model; write data.json. Has a network."""
-    from maketune.data import step as data
+    from maketune.data import step
 
-    data.prepare(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command()
 def train(overrides: Overrides = None) -> None:
     """Train, or go on training; write metrics.jsonl, checkpoints/ and model/, then evaluate and sample."""
-    from maketune.train import step as train
+    from maketune.train import step
 
-    train.train(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command("eval")
 def evaluate(overrides: Overrides = None) -> None:
     """Judge the run's model on the run's texts, beside the model it began with; write eval.json."""
-    from maketune.evaluate import step as evaluate
+    from maketune.evaluate import step
 
-    evaluate.evaluate(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command()
 def generate(overrides: Overrides = None) -> None:
     """Complete PROMPT (-: standard input) with the run's model; write samples.jsonl, print the text."""
-    from maketune.generate import step as generate
+    from maketune.generate import step
 
-    generate.generate(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command()

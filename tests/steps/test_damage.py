@@ -53,45 +53,45 @@ def test_a_damaged_description_is_named(folder, monkeypatch, content):
     (tiny_model(folder / "m") / "config.json").write_text(content)
     monkeypatch.setenv("MAKETUNE_MODEL", "m")
     with pytest.raises(UserError, match=r"m/config\.json: not a model's description"):
-        data.prepare([])
+        data.main([])
 
 
 def test_a_model_without_a_tokenizer_is_refused(folder, monkeypatch):
     tiny_model(folder / "m")
     monkeypatch.setenv("MAKETUNE_MODEL", "m")
     with pytest.raises(UserError, match="tokenizer"):
-        data.prepare([])
+        data.main([])
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, monkeypatch):
-    data.prepare([])
+    data.main([])
     (cache,) = (folder / ".cache/data").iterdir()
     shutil.copytree(cache / "tokenizer", tiny_model(folder / "m", 290), dirs_exist_ok=True)
     monkeypatch.setenv("MAKETUNE_MODEL", "m")
     monkeypatch.setenv("MAKETUNE_RUN", "other")
     with pytest.raises(UserError, match="its tokenizer has 300 tokens, its model knows 290"):
-        data.prepare([])
+        data.main([])
 
 
 def test_texts_that_change_under_a_begun_run_are_refused(folder):
-    data.prepare([])
+    data.main([])
     (folder / "runs/r/checkpoints/step-00000005").mkdir(parents=True)
-    data.prepare([])
+    data.main([])
     with open("texts.txt", "a") as file:
         file.write("one more\n")
     with pytest.raises(UserError, match="have changed since runs/r began to train"):
-        data.prepare([])
+        data.main([])
 
 
 @pytest.mark.parametrize(
     "name", ["train.0000.tokens", "test.offsets", "test.sizes", "meta.json", "tokenizer/tokenizer.json"]
 )
 def test_a_damaged_cache_is_made_anew(folder, name, capsys):
-    data.prepare([])
+    data.main([])
     (cache,) = (folder / ".cache/data").iterdir()
     os.truncate(cache / name, 10)
     assert not whole(cache)
-    data.prepare([])
+    data.main([])
     assert "is damaged, and made anew" in capsys.readouterr().err
     assert whole(cache)
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
@@ -99,13 +99,13 @@ def test_a_damaged_cache_is_made_anew(folder, name, capsys):
 
 @pytest.mark.parametrize("name", ["pieces", "firsts", "meta.json"])
 def test_a_damaged_plan_of_the_rows_is_made_anew(folder, name):
-    data.prepare([])
+    data.main([])
     (cache,) = (folder / ".cache/data").iterdir()
     plan = cache / "rows/packed-32"
     content = (plan / "pieces").read_bytes(), (plan / "firsts").read_bytes()
     os.truncate(plan / name, 10)
     assert not whole(plan)
-    data.prepare([])
+    data.main([])
     assert whole(plan)
     assert ((plan / "pieces").read_bytes(), (plan / "firsts").read_bytes()) == content
 

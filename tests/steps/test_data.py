@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 def prepare(monkeypatch, run="r", *overrides, **more):
     for key, value in workspace.environment(run, **more).items():
         monkeypatch.setenv(key, value)
-    data.prepare(list(overrides))
+    data.main(list(overrides))
     return json.loads(open(f"runs/{run}/data.json").read())
 
 

@@ -68,7 +68,7 @@ def prepared(tmp_path_factory, base) -> Path:
     (folder / "c.yaml").write_text(yaml.safe_dump(settings))
     with pytest.MonkeyPatch.context() as patch:
         enter(folder, patch)
-        data.prepare([])
+        data.main([])
     return folder
 
 
@@ -98,7 +98,7 @@ def trained(base: Path, change: float = 0.9) -> None:
 
 
 def judged(*overrides: str) -> dict:
-    evaluate.evaluate(list(overrides))
+    evaluate.main(list(overrides))
     return json.loads(Path("runs/r/eval.json").read_text())
 
 
@@ -194,14 +194,14 @@ def test_a_model_from_scratch_is_shown_against_a_guess(place, base, monkeypatch)
     small = ["model.init=scratch", "model.vocab_size=300", "model.n_layer=1", "model.n_head=1", "model.n_embd=8"]
     Path("scratch.yaml").write_text("data: {path: texts.txt, context_length: 16}\n")
     monkeypatch.setenv("MAKETUNE_CONFIG", "scratch.yaml")
-    data.prepare(small)
+    data.main(small)
     run = open_run("eval", small)
     words = judge.vocabulary(run)
     GPT2LMHeadModel(GPT2Config(vocab_size=words, n_layer=1, n_head=1, n_embd=8, n_positions=16)).save_pretrained(
         run.model
     )
     monkeypatch.setenv("MAKETUNE_CONFIG", "")
-    evaluate.evaluate([])
+    evaluate.main([])
     scores = json.loads((run.path / "eval.json").read_text())
     assert scores["before"]["perplexity"] == pytest.approx(words)
     assert scores["perplexity"] == pytest.approx(words, rel=0.1)
@@ -273,7 +273,7 @@ def test_a_running_evaluation_stops_when_asked_and_leaves_the_models_mode(place,
 
 def refused(*overrides: str) -> str:
     with pytest.raises(UserError) as error:
-        evaluate.evaluate(list(overrides))
+        evaluate.main(list(overrides))
     assert error.value.code == 2 and error.value.hint
     return str(error.value)
 

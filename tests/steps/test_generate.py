@@ -56,7 +56,7 @@ def told(monkeypatch, capsys, *overrides: str, prompt: str = "", stdin: str | by
     monkeypatch.setenv("PROMPT", prompt)
     content = stdin if isinstance(stdin, bytes) else stdin.encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    generate.generate([f"generate.{each}" for each in overrides])
+    generate.main([f"generate.{each}" for each in overrides])
     return capsys.readouterr().out
 
 
@@ -197,7 +197,7 @@ def test_wrong_prompts_are_named_before_anything_is_generated(place, monkeypatch
     with pytest.raises(UserError) as error:
         if "\udc80" in prompt:
             monkeypatch.setattr(os, "environ", dict(os.environ, PROMPT=prompt))
-            generate.generate([])
+            generate.main([])
         told(monkeypatch, capsys, prompt=prompt, stdin=stdin)
     assert message in str(error.value)
     assert error.value.code == 2 and error.value.hint

@@ -23,14 +23,14 @@ from maketune.generate import step as generate
 from maketune.train import step as train
 import peft, torch, transformers.models.gpt2.modeling_gpt2
 torch.set_num_threads(1)
-evaluate.evaluate = generate.generate = lambda overrides: None
+evaluate.evaluate_run = generate.generate_run = lambda run: None
 evaluate.score = lambda *arguments: {"loss": 0.0, "perplexity": 1.0}
 for name, overrides in json.loads(sys.argv[1]).items():
     if not (child := os.fork()):
         os.environ["MAKETUNE_RUN"] = name
-        data.prepare(overrides)
+        data.main(overrides)
         if not (child := os.fork()):
-            train.train(overrides)
+            train.main(overrides)
             os._exit(0)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert os.waitpid(child, 0)[1] == 0, name

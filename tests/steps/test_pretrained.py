@@ -47,12 +47,12 @@ def scores(folder):
     def run(name, step, *overrides):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MAKETUNE_RUN", name)
-            data.prepare(list(overrides))
+            data.main(list(overrides))
             step(list(overrides))
         return json.loads((folder / f"runs/{name}/eval.json").read_text())
 
     return {
-        "before": run("before", evaluate.evaluate),
+        "before": run("before", evaluate.main),
         "whole": run("whole", train.train),
         "adapted": run("adapted", train.train, *LORA),
     }

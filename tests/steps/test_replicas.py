@@ -41,7 +41,7 @@ def run(folder, monkeypatch):
     for key, value in workspace.environment("here").items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("PYTHONPATH", str(workspace.REPOSITORY / "src"))
-    data.prepare([])
+    data.main([])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield runs.open_run("train", [])

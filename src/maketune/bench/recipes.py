@@ -42,8 +42,8 @@ def maketune(size: Size) -> list[list[float]]:
         "generate": {"max_new_tokens": 1},
     }
     Path("config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-    data.prepare([])
-    train.train([])
+    data.main([])
+    train.main([])
     lines = [json.loads(line) for line in Path("runs/bench/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if "loss" in line]
     before = [0, *(line["tokens"] for line in lines)]

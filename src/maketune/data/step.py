@@ -33,7 +33,7 @@ NOT_IN_TOKENS |= {"context_length", "packing"}
 """... those that make rows of the tokens, and change none."""
 
 
-def prepare(overrides: list[str]) -> None:
+def main(overrides: list[str]) -> None:
     """Write data.json, and the tokens unless they are cached. Raises UserError for unreadable or too few texts."""
     run = open_run("data", overrides)
     from maketune.model import load as model

@@ -24,9 +24,13 @@ SHOWN = 10
 """Documents at each end of the scale in eval.json."""
 
 
-def evaluate(overrides: list[str]) -> None:
-    """Judge the run's model (without one, the config's pretrained model) and write eval.json."""
-    run = open_run("eval", overrides)
+def main(overrides: list[str]) -> None:
+    """Evaluate the run that MAKETUNE_RUN names."""
+    evaluate_run(open_run("eval", overrides))
+
+
+def evaluate_run(run: Run) -> None:
+    """Evaluate the run's model (without one, the config's pretrained model) and write eval.json."""
     with run.step("eval"):
         device = choose_device()
         say_once(f"device: {device.value} ({device.reason})")

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def generate(overrides: list[str]) -> None:
+def main(overrides: list[str]) -> None:
+    """Complete prompts with the model of the run that MAKETUNE_RUN names."""
+    generate_run(open_run("generate", overrides))
+
+
+def generate_run(run: Run) -> None:
     """Complete PROMPT, without it the config's prompt; `-`: each line of standard input, in a terminal as it is typed.
 
     Adds to samples.jsonl and prints prompt and completion. Raises UserError without a model, and for a prompt that is
     too long before anything is generated.
     """
-    run = open_run("generate", overrides)
     prompt = os.environ.get("PROMPT") or run.config.generate.prompt
     if not (run.model / "config.json").exists():
         raise UserError(f"{run.path}: no model yet", f"make train RUN={run.name}")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def train(overrides: list[str]) -> None:
+def main(overrides: list[str]) -> None:
     """Train the run to its end, or until a signal; then write model/, eval.json and samples.jsonl.
 
     Raises Stopped after a signal, when the step under way is finished and saved.
@@ -54,8 +54,8 @@ def train(overrides: list[str]) -> None:
     if set(run.read("eval.json")) >= evaluate.KEYS:
         print(evaluate.summary(run.read("eval.json")))
     else:
-        evaluate.evaluate(overrides)
-    generate.generate(overrides)
+        evaluate.evaluate_run(run)
+    generate.generate_run(run)
     say(f"done: {run.path}  (make report RUN={run.name}, make generate RUN={run.name} PROMPT=...)")
 
 
