@@ -179,7 +179,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_file(folder, monkeypatch, capsys)
         cli.main(fail)
     said = capsys.readouterr().err
     assert caught.value.code == 1
-    assert "error: LookupError: a surprise\nhint: unexpected" in said
+    assert "error: LookupError: a surprise\nhint: a bug in maketune" in said
     assert "Traceback" in (folder / "runs/r/traceback.txt").read_text()
 
 

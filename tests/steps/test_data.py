@@ -194,8 +194,8 @@ def test_a_run_that_exists_with_other_settings_says_what_differs(folder, monkeyp
     (folder / "runs/r/checkpoints/step-00000005").mkdir(parents=True)
     with pytest.raises(UserError) as caught:
         prepare(monkeypatch, "r", "data.context_length=16", "train.max_steps=3")
-    assert "data.context_length: 32 there, 16 now" in str(caught.value)
-    assert "train.max_steps: -1 there, 3 now" in str(caught.value)
+    assert "data.context_length: 32 in the run, 16 now" in str(caught.value)
+    assert "train.max_steps: -1 in the run, 3 now" in str(caught.value)
     assert "another RUN" in caught.value.hint
     assert "MODEL=runs/r/model" in caught.value.hint
 

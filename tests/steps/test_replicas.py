@@ -16,7 +16,6 @@ from maketune.core import run as runs
 from maketune.core.device import autocast
 from maketune.data import step as data
 from maketune.data.rows import IGNORED
-from maketune.evaluate.judge import tokens_of
 from maketune.model import load as model
 from maketune.train import batch as microbatch
 from maketune.train.batch import MicroBatches
@@ -65,7 +64,7 @@ class Training:
 
     def __init__(self, run, count, size, notes=None):
         source = run.read("data.json")["model"]
-        self.network = model.to_train(run, source, model.cached_tokenizer(tokens_of(run) / "tokenizer")).train()
+        self.network = model.to_train(run, source, model.cached_tokenizer(run.tokens / "tokenizer")).train()
         self.stack = contextlib.ExitStack()
         self.replicas = self.stack.enter_context(Replicas(run, count, "cpu", "fp32")) if count > 1 else None
         if self.replicas:

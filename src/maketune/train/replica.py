@@ -15,7 +15,6 @@ from maketune.core import device
 from maketune.core.memory import out_of_memory
 from maketune.core.progress import console
 from maketune.core.run import Run
-from maketune.evaluate.judge import tokens_of
 from maketune.model import load as model
 from maketune.train import compile as compiled
 from maketune.train.batch import MicroBatches, first_line
@@ -98,7 +97,7 @@ class Replica:
 def build(run: Run) -> Any:
     """The model that the run trains, with the weights that it begins with: the leader's are sent with each order."""
     source = run.read("data.json")["model"]
-    return model.to_train(run, source, model.cached_tokenizer(tokens_of(run) / "tokenizer"))
+    return model.to_train(run, source, model.cached_tokenizer(run.tokens / "tokenizer"))
 
 
 def attempt(work: Callable[[], Any]) -> tuple[Any, Any]:
