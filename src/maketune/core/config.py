@@ -301,8 +301,8 @@ class EvalConfig(Section):
     """`separate`, the default: each document is read by itself, as in training. `joined`: documents are read end to
     end, each with the previous ones as context, as in many papers' figures for WikiText."""
     micro_batch_size: int = Field(8, ge=1, le=2**16)
-    """Windows in memory at once. It changes memory and speed, not the figures. The default is small. Lower it if
-    evaluation runs out of memory; raise it for speed on a large GPU."""
+    """Windows in memory at once. It changes memory and speed, and the figures only by rounding. The default is small.
+    Lower it if evaluation runs out of memory; raise it for speed on a large GPU."""
 
 
 class GenerateConfig(Section):
