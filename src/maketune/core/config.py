@@ -126,8 +126,8 @@ class DataConfig(Section):
     """Several documents per row, each seeing only itself: no time is lost on padding. `false`: one per row, padded to
     the longest of the batch, to compare with other programs."""
     seed: int = Field(42, ge=0, lt=2**32)
-    """Decides, with each document's content, which are held back, and seeds the interval of the evaluation. Change it
-    to see how much results depend on the split."""
+    """Decides, together with the content of each document, which ones are held back; and seeds the interval of the
+    evaluation. Change it to see how much results depend on the split."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":

@@ -144,7 +144,7 @@ def _settings_changed(run: Run, verb: str, changes: list[str]) -> UserError:
     else:
         new = "To use the new ones, choose another RUN"
     listed = "\n".join(f"  {change}" for change in changes)
-    hint = f"to go on with the saved settings: make {verb} RUN={run.name}. {new}"
+    hint = f"to use the saved settings: make {verb} RUN={run.name}. {new}"
     return UserError(f"{run.path} exists with other settings:\n{listed}", hint)
 
 

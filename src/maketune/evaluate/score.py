@@ -57,7 +57,7 @@ def score_documents(run: Run, network: "PreTrainedModel", split: str, stop: Sequ
     """
     folder, length = run.tokens, run.config.data.context_length
     splits = [Split(folder, name) for name in (("train", "test") if split == "all" else (split,))]
-    documents = sum(len(each.sizes) for each in splits)
+    documents = sum(len(part.sizes) for part in splits)
     scores = DocumentScores(splits, np.zeros(documents), np.zeros(documents, np.int64))
     network = network.get_base_model() if hasattr(network, "get_base_model") else network
     check_vocabulary(network, vocabulary(run), run.path)
@@ -68,7 +68,7 @@ def score_documents(run: Run, network: "PreTrainedModel", split: str, stop: Sequ
         chunked = has_plain_head(network)
         joined = run.config.eval.documents == "joined"
         pieces = windows(splits, length, run.config.eval.stride or length, joined)
-        with Bar("evaluate", sum(len(each.tokens) for each in splits)) as bar:
+        with Bar("evaluate", sum(len(part.tokens) for part in splits)) as bar:
             for batch in batches(pieces, run.config.eval.micro_batch_size):
                 if stop:
                     raise Stopped(stop[0])
@@ -82,7 +82,7 @@ def score_documents(run: Run, network: "PreTrainedModel", split: str, stop: Sequ
                 bar.advance(len(losses), f"perplexity {scores.figures['perplexity']:,.2f}")
     finally:
         network.train(was_training)
-    scores.bytes += int(sum(each.sizes.sum() for each in splits))
+    scores.bytes += int(sum(part.sizes.sum() for part in splits))
     return scores
 
 
@@ -152,7 +152,7 @@ def check_vocabulary(network: "PreTrainedModel", size: int, place: Path) -> None
 
 
 def byte_lengths(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
-    """UTF-8 bytes that each token stands for, (vocabulary,): exact for byte-level BPE, else except a leading space."""
+    """UTF-8 bytes that each token stands for, (vocabulary,): exact for byte-level BPE, else up to a leading space."""
     numbers = range(len(tokenizer))
     if "ByteLevel" in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]):
         lengths = [len(word or "") for word in tokenizer.convert_ids_to_tokens(list(numbers))]

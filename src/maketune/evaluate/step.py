@@ -94,7 +94,7 @@ def perplexity_interval(scores: DocumentScores, seed: int, draws: int = 1000, mo
     if groups < 2:
         return None
     group = np.arange(len(predicted)) % groups
-    nats, tokens = (np.bincount(group, each[predicted], groups) for each in (scores.nats, scores.tokens))
+    nats, tokens = (np.bincount(group, counts[predicted], groups) for counts in (scores.nats, scores.tokens))
     random = np.random.default_rng(seed)
     samples = (random.integers(0, groups, groups) for _ in range(draws))
     losses = [nats[drawn].sum() / tokens[drawn].sum() for drawn in samples]
@@ -113,8 +113,7 @@ def extremes(run: Run, scores: DocumentScores) -> dict[str, list[dict[str, Any]]
         short = text if len(text) <= 160 else text[:159] + "…"
         return {"text": short, "loss": float(losses[document]), "tokens": int(scores.tokens[document])}
 
-    best, worst = order[:EXTREMES], order[::-1][:EXTREMES]
-    return {"best": [excerpt(each) for each in best], "worst": [excerpt(each) for each in worst]}
+    return {"best": list(map(excerpt, order[:EXTREMES])), "worst": list(map(excerpt, order[::-1][:EXTREMES]))}
 
 
 def base_figures(run: Run, content: dict[str, Any], device: str) -> dict[str, Any] | None:
@@ -149,8 +148,8 @@ def summary(content: dict[str, Any]) -> str:
     base = content.get("before")
     lines = [f"evaluation ({content['split']})".ljust(24) + (f"{'before':>12}{'after':>12}" if base else "")]
     for key, title, form in figures.FIGURES:
-        columns = [format(each[key], form) for each in (base, content) if each]
-        lines.append(f"  {title:22}" + "".join(f"{column:>12}" for column in columns))
+        columns = [format(column[key], form) for column in (base, content) if column]
+        lines.append(f"  {title:22}" + "".join(f"{text:>12}" for text in columns))
     if content.get("interval"):
         lines[1] += "  (95 %: {:,.2f} to {:,.2f})".format(*content["interval"])
     lines.append(

@@ -75,7 +75,7 @@ class SamplesFile:
 
     def add(self, samples: list[dict[str, Any]]) -> None:
         """Append all samples or, on a full disk, none. Raises OSError then."""
-        lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in samples).encode(errors="replace")
+        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples).encode(errors="replace")
         with open(self.path, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             try:

@@ -73,8 +73,9 @@ class Sampler:
     def _generate(self, requests: list[Request], streamer: CompletionStreamer | None) -> list[list[int]]:
         """The new tokens of each request; after EOS, EOS."""
         eos, longest = self.tokenizer.eos_token_id, max(len(request.ids) for request in requests)
-        ids = torch.tensor([[eos] * (longest - len(each.ids)) + each.ids for each in requests])
-        mask = torch.tensor([[0] * (longest - len(each.ids)) + [1] * len(each.ids) for each in requests])
+        padding = [longest - len(request.ids) for request in requests]
+        ids = torch.tensor([[eos] * pad + request.ids for pad, request in zip(padding, requests, strict=True)])
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
         rows = self.network.generate(
             ids.to(self.network.device),
             attention_mask=mask.to(self.network.device),
