@@ -1,1 +1,1 @@
-"""maketune, the container side: one module a step of the workflow."""
+"""maketune, the container side: one folder per step of the workflow, each with a step.py that does it."""

@@ -1,4 +1,4 @@
-"""python -m maketune."""
+"""Run the container side: python -m maketune VERB."""
 
 from maketune.cli import main
 

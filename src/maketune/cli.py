@@ -1,10 +1,11 @@
-"""The verbs. Heavy imports happen inside them, so that --help answers at once."""
+"""The verbs, one per step. They import their room only when called, so that --help answers at once."""
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,54 +18,56 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Over the config's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings in place of the config's.")
+]
 
 
 @app.command("env-verify")
 def env_verify(overrides: Overrides = None) -> None:
     """Check packages, libraries, GPU, kernels, mounts and memory; write env.json."""
-    from maketune.environment import step as environment
+    from maketune.environment import step
 
-    environment.verify(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command()
 def data(overrides: Overrides = None) -> None:
-    """Read, check, split and tokenize the texts, and fetch the model; write data.json. Has a network."""
-    from maketune.data import step as data
+    """Read, check, split and tokenize the texts, and fetch the model; write data.json. Needs a network for the Hub."""
+    from maketune.data import step
 
-    data.prepare(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command()
 def train(overrides: Overrides = None) -> None:
-    """Train, or go on training; write metrics.jsonl, checkpoints/ and model/, then evaluate and sample."""
-    from maketune.train import step as train
+    """Train, or resume training; write metrics.jsonl, checkpoints/ and model/, then evaluate and generate."""
+    from maketune.train import step
 
-    train.main(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command("eval")
 def evaluate(overrides: Overrides = None) -> None:
-    """Judge the run's model on the run's texts, beside the model it began with; write eval.json."""
-    from maketune.evaluate import step as evaluate
+    """Evaluate the run's model on the run's texts, next to the model it was trained from; write eval.json."""
+    from maketune.evaluate import step
 
-    evaluate.main(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command()
 def generate(overrides: Overrides = None) -> None:
-    """Complete PROMPT (-: standard input) with the run's model; write samples.jsonl, print the text."""
-    from maketune.generate import step as generate
+    """Complete PROMPT (-: standard input) with the run's model; print the text, add it to samples.jsonl."""
+    from maketune.generate import step
 
-    generate.main(overrides or [])
+    step.main(overrides or [])
 
 
 @app.command()
 def report(
-    others: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs beside it.")] = None,
+    others: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to show next to it.")] = None,
 ) -> None:
-    """Write report.html: the run on a page, or with other runs side by side; print the page's path."""
+    """Write report.html, a page about the run, or about several runs side by side; print the path of the page."""
     from maketune.report import step as report
 
     report.report(others or [])
@@ -73,9 +76,9 @@ def report(
 @app.command()
 def publish(
     to: Annotated[str, typer.Option(help="The Hub repository, as owner/name.")],
-    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private without.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; without this it is private.")] = False,
 ) -> None:
-    """Push the run's model/ to the Hub; private, unless it is to be public. Needs a network and a token."""
+    """Upload the run's model/ to the Hub, private unless --public. Needs a network and a token."""
     from maketune.publish import step as publish
 
     publish.publish(contract.told().run, to, public)
@@ -83,15 +86,15 @@ def publish(
 
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[data] [OPTIONS]")] = None) -> None:
-    """Measure training (`data`: the data step) against the usual scripts, by turns; --help lists its options."""
+    """Compare training (with `data`: the data step) with the usual scripts on this machine; --help lists options."""
     from maketune.bench import step as bench
 
     bench.bench(arguments or [])
 
 
 def main(call: Callable[[], None] = app) -> None:
-    """Run the program and turn whatever ends it into an exit code, with one clear error where the user can mend it."""
-    signal.signal(signal.SIGTERM, _terminate)  # so that what is half done is cleared away
+    """Run the program. Whatever ends it becomes an exit code and, for an error, one clear message on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)  # an exception, so that half-written files are removed
     # transformers imports peft, peft bitsandbytes, and that a compiler with its pool of processes: 1.5 s at each start
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     for stream in (sys.stdout, sys.stderr):
@@ -109,39 +112,47 @@ def main(call: Callable[[], None] = app) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        stop(f"{error.strerror or error}: {error.filename or ''}", errors.os_hint(error), errors.UNFIT)
+        place = f": {error.filename}" if error.filename else ""
+        stop(f"{error.strerror or error}{place}", errors.os_hint(error), errors.UNFIT)
     except Exception as error:
         unexpected(error)
 
 
-def _terminate(number: int, frame: object) -> None:
+def _terminate(number: int, frame: object) -> NoReturn:
     raise errors.Stopped(errors.SIGTERM)
 
 
-def unexpected(error: Exception) -> None:
-    """Memory and disk by the libraries' own names; for the rest one line, with the traceback in a file."""
-    import errno
-    import traceback
-
+def unexpected(error: Exception) -> NoReturn:
+    """Stop for an error of a library: a full disk and too little memory by their own codes; others with a traceback."""
     from maketune.core.failures import out_of_memory
 
     text = f"{type(error).__name__}: {error}"
     if "os error 28" in text or "No space left" in text:
         stop(text, errors.os_hint(OSError(errno.ENOSPC, "")), errors.UNFIT)
     if out_of_memory(error):
-        hint = "less at once: train.micro_batch_size, eval.batch_size or data.context_length; or a smaller model"
-        stop(text.splitlines()[0], hint, errors.OUT_OF_MEMORY)
-    place = contract.RunDirectory(contract.RUNS / contract.told().run).traceback
+        lower = "train.micro_batch_size, eval.micro_batch_size, generate.micro_batch_size or data.context_length"
+        stop(text.splitlines()[0], f"lower {lower}, or use a smaller model", errors.OUT_OF_MEMORY)
+    place = _keep_traceback(error)
+    hint = f"a bug in maketune or a damaged run file; please report it with {place}"
+    stop(text.splitlines()[0][:300], hint, 1)
+
+
+def _keep_traceback(error: Exception) -> str:
+    """Write the traceback into the run, or print it where that fails; return where it is."""
+    import traceback
+
+    path = contract.RunDirectory(contract.RUNS / contract.told().run).traceback
     try:
-        with open(place, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
             traceback.print_exception(error, file=file)
     except OSError:
         traceback.print_exception(error)
-    stop(text.splitlines()[0][:300], f"unexpected: a damaged file of the run, or a defect of maketune; see {place}", 1)
+        return "the traceback above"
+    return str(path)
 
 
-def stop(message: str, hint: str, code: int) -> None:
-    """Print `error:` and `hint:` lines on stderr and leave with `code`."""
+def stop(message: str, hint: str, code: int) -> NoReturn:
+    """Print `error:` and `hint:` lines on stderr and exit with `code`."""
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)

@@ -394,7 +394,7 @@ def test_a_run_in_fp16_goes_on_after_an_overflow_and_tells_it_and_the_gpus_figur
     for key, value in workspace.environment("fp16", MAKETUNE_GPUS="all").items():
         monkeypatch.setenv(key, value)
     settings = ["train.precision=fp16", "train.max_steps=8"]
-    data.prepare(settings)
+    data.main(settings)
     train.main(settings)
     steps = {line["step"]: line for line in lines(folder / "runs/fp16") if "loss" in line}
     assert len(steps) == 8

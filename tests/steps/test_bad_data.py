@@ -135,7 +135,7 @@ def folder(tmp_path, monkeypatch):
 def prepare(monkeypatch, *overrides, **more):
     for key, value in workspace.environment("r", **more).items():
         monkeypatch.setenv(key, value)
-    data.prepare(list(overrides))
+    data.main(list(overrides))
     return json.loads(open("runs/r/data.json").read())
 
 

@@ -53,45 +53,45 @@ def test_a_damaged_description_is_named(folder, monkeypatch, content):
     (tiny_model(folder / "m") / "config.json").write_text(content)
     monkeypatch.setenv("MAKETUNE_MODEL", "m")
     with pytest.raises(UserError, match=r"m/config\.json: not a model's description"):
-        data.prepare([])
+        data.main([])
 
 
 def test_a_model_without_a_tokenizer_is_refused(folder, monkeypatch):
     tiny_model(folder / "m")
     monkeypatch.setenv("MAKETUNE_MODEL", "m")
     with pytest.raises(UserError, match="tokenizer"):
-        data.prepare([])
+        data.main([])
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, monkeypatch):
-    data.prepare([])
+    data.main([])
     (cache,) = (folder / ".cache/data").iterdir()
     shutil.copytree(cache / "tokenizer", tiny_model(folder / "m", 290), dirs_exist_ok=True)
     monkeypatch.setenv("MAKETUNE_MODEL", "m")
     monkeypatch.setenv("MAKETUNE_RUN", "other")
     with pytest.raises(UserError, match="its tokenizer has 300 tokens, its model knows 290"):
-        data.prepare([])
+        data.main([])
 
 
 def test_texts_that_change_under_a_begun_run_are_refused(folder):
-    data.prepare([])
+    data.main([])
     (folder / "runs/r/checkpoints/step-00000005").mkdir(parents=True)
-    data.prepare([])
+    data.main([])
     with open("texts.txt", "a") as file:
         file.write("one more\n")
     with pytest.raises(UserError, match="have changed since runs/r began to train"):
-        data.prepare([])
+        data.main([])
 
 
 @pytest.mark.parametrize(
     "name", ["train.tokens", "test.offsets", "test.sizes", "meta.json", "tokenizer/tokenizer.json"]
 )
 def test_a_damaged_cache_is_created_again(folder, name, capsys):
-    data.prepare([])
+    data.main([])
     (cache,) = (folder / ".cache/data").iterdir()
     os.truncate(cache / name, 10)
     assert not complete(cache)
-    data.prepare([])
+    data.main([])
     assert "is damaged; creating it again" in capsys.readouterr().err
     assert complete(cache)
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
@@ -99,13 +99,13 @@ def test_a_damaged_cache_is_created_again(folder, name, capsys):
 
 @pytest.mark.parametrize("name", ["pieces", "firsts", "meta.json"])
 def test_damaged_rows_are_created_again(folder, name):
-    data.prepare([])
+    data.main([])
     (cache,) = (folder / ".cache/data").iterdir()
     rows = cache / "rows/packed-32"
     content = (rows / "pieces").read_bytes(), (rows / "firsts").read_bytes()
     os.truncate(rows / name, 10)
     assert not complete(rows)
-    data.prepare([])
+    data.main([])
     assert complete(rows)
     assert ((rows / "pieces").read_bytes(), (rows / "firsts").read_bytes()) == content
 
@@ -179,7 +179,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_file(folder, monkeypatch, capsys)
         cli.main(fail)
     said = capsys.readouterr().err
     assert caught.value.code == 1
-    assert "error: LookupError: a surprise\nhint: unexpected" in said
+    assert "error: LookupError: a surprise\nhint: a bug in maketune" in said
     assert "Traceback" in (folder / "runs/r/traceback.txt").read_text()
 
 

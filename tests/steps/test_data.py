@@ -23,13 +23,13 @@ def folder(tmp_path, monkeypatch):
 def prepare(monkeypatch, run="r", *overrides, **more):
     for key, value in workspace.environment(run, **more).items():
         monkeypatch.setenv(key, value)
-    data.prepare(list(overrides))
+    data.main(list(overrides))
     return json.loads(open(f"runs/{run}/data.json").read())
 
 
 def decoded(prepared):
     """Each split's documents as text, from the tokens on disk."""
-    from maketune.model.load import cached_tokenizer
+    from maketune.model.tokenizer import cached_tokenizer
 
     cache = DATA_CACHE / prepared["cache_key"]
     tokenizer = cached_tokenizer(cache / "tokenizer")
@@ -195,8 +195,8 @@ def test_a_run_that_exists_with_other_settings_says_what_differs(folder, monkeyp
     (folder / "runs/r/checkpoints/step-00000005").mkdir(parents=True)
     with pytest.raises(UserError) as caught:
         prepare(monkeypatch, "r", "data.context_length=16", "train.max_steps=3")
-    assert "data.context_length: 32 there, 16 now" in str(caught.value)
-    assert "train.max_steps: -1 there, 3 now" in str(caught.value)
+    assert "data.context_length: 32 in the run, 16 now" in str(caught.value)
+    assert "train.max_steps: -1 in the run, 3 now" in str(caught.value)
     assert "another RUN" in caught.value.hint
     assert "MODEL=runs/r/model" in caught.value.hint
 

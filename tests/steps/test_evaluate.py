@@ -1,4 +1,4 @@
-"""Figures of an evaluation: those of plain transformers, whatever the batch size, and against the base model."""
+"""Figures of an evaluation: those of plain transformers, whatever the micro-batch size, and against the base model."""
 
 import importlib.util
 import itertools
@@ -24,7 +24,8 @@ from transformers import (
 
 from maketune.core.run import open_run
 from maketune.data import step as data
-from maketune.evaluate import judge
+from maketune.data.store import Split
+from maketune.evaluate import score as scoring
 from maketune.evaluate import step as evaluate
 from maketune.model import load as model
 from maketune_common.errors import Stopped, UserError
@@ -68,7 +69,7 @@ def prepared(tmp_path_factory, base) -> Path:
     (folder / "c.yaml").write_text(yaml.safe_dump(settings))
     with pytest.MonkeyPatch.context() as patch:
         enter(folder, patch)
-        data.prepare([])
+        data.main([])
     return folder
 
 
@@ -97,7 +98,7 @@ def trained(base: Path, change: float = 0.9) -> None:
     network.save_pretrained("runs/r/model")
 
 
-def judged(*overrides: str) -> dict:
+def evaluated(*overrides: str) -> dict:
     evaluate.main(list(overrides))
     return json.loads(Path("runs/r/eval.json").read_text())
 
@@ -131,15 +132,15 @@ def recipe(network, texts, stride) -> tuple[float, int, float]:
 
 
 def documents() -> list[list[int]]:
-    """In the order of judging: train, then test."""
-    folder = judge.tokens_of(open_run("eval", []))
-    return [ids.tolist() for split in ("train", "test") for ids in judge.Split(folder, split).documents()]
+    """In the order of evaluation: train, then test."""
+    folder = open_run("eval", []).tokens
+    return [ids.tolist() for split in ("train", "test") for ids in Split(folder, split).documents()]
 
 
 @pytest.mark.parametrize("stride", [CONTEXT, CONTEXT // 2, 1])
 @pytest.mark.parametrize("mode", ["separate", "joined"])
 def test_figures_are_those_of_plain_transformers(place, base, stride, mode):
-    scores = judged(f"eval.stride={stride}", f"eval.documents={mode}")
+    scores = evaluated(f"eval.stride={stride}", f"eval.documents={mode}")
     network = AutoModelForCausalLM.from_pretrained(base).eval()
     texts = documents()
     if mode == "joined":
@@ -153,18 +154,20 @@ def test_figures_are_those_of_plain_transformers(place, base, stride, mode):
 
 
 @pytest.mark.parametrize("mode", ["separate", "joined"])
-def test_the_batch_size_changes_no_figure(place, mode):
-    one, seven = (judged(f"eval.batch_size={size}", "eval.stride=5", f"eval.documents={mode}") for size in (1, 7))
+def test_the_micro_batch_size_changes_no_figure(place, mode):
+    one, seven = (
+        evaluated(f"eval.micro_batch_size={size}", "eval.stride=5", f"eval.documents={mode}") for size in (1, 7)
+    )
     assert one["loss"] == pytest.approx(seven["loss"], rel=1e-6)
     assert one["interval"] == pytest.approx(seven["interval"], rel=1e-6)
     assert [each["text"] for each in one["worst"]] == [each["text"] for each in seven["worst"]]
 
 
-def test_a_trained_run_is_shown_against_its_base_which_is_judged_once(place, base, capsys, monkeypatch):
-    plain = judged()
+def test_a_trained_run_is_shown_against_its_base_which_is_evaluated_once(place, base, capsys, monkeypatch):
+    plain = evaluated()
     assert plain["before"] is None
     trained(base)
-    scores = judged()
+    scores = evaluated()
     for key in ("loss", "perplexity", "bits_per_byte"):
         assert scores["before"][key] == pytest.approx(plain[key])
     assert scores["loss"] < plain["loss"]
@@ -173,7 +176,7 @@ def test_a_trained_run_is_shown_against_its_base_which_is_judged_once(place, bas
     assert shown.count("\n") == 10 and "before" in shown
     calls = []
     monkeypatch.setattr(evaluate.model, "initial", lambda *_: calls.append(1))
-    assert judged()["before"] == scores["before"]
+    assert evaluated()["before"] == scores["before"]
     assert not calls
 
 
@@ -182,34 +185,35 @@ def test_a_base_that_is_gone_leaves_the_runs_own_figures(place, base, capsys):
     moved = base.with_name("moved")
     base.rename(moved)
     try:
-        scores = judged("eval.split=test")
+        scores = evaluated("eval.split=test")
     finally:
         moved.rename(base)
     assert scores["before"] is None
-    assert "before: not judged" in capsys.readouterr().err
+    assert "the base model was not evaluated" in capsys.readouterr().err
 
 
-def test_a_model_from_scratch_is_shown_against_a_guess(place, base, monkeypatch):
+def test_a_model_from_scratch_is_shown_against_a_uniform_guess(place, base, monkeypatch):
     monkeypatch.setenv("MAKETUNE_RUN", "new")
     small = ["model.init=scratch", "model.vocab_size=300", "model.n_layer=1", "model.n_head=1", "model.n_embd=8"]
     Path("scratch.yaml").write_text("data: {path: texts.txt, context_length: 16}\n")
     monkeypatch.setenv("MAKETUNE_CONFIG", "scratch.yaml")
-    data.prepare(small)
+    data.main(small)
     run = open_run("eval", small)
-    words = judge.vocabulary(run)
+    words = scoring.vocabulary(run)
     GPT2LMHeadModel(GPT2Config(vocab_size=words, n_layer=1, n_head=1, n_embd=8, n_positions=16)).save_pretrained(
         run.model
     )
     monkeypatch.setenv("MAKETUNE_CONFIG", "")
     evaluate.main([])
     scores = json.loads((run.path / "eval.json").read_text())
+    assert "uniform guess" in scores["before"]["model"]
     assert scores["before"]["perplexity"] == pytest.approx(words)
     assert scores["perplexity"] == pytest.approx(words, rel=0.1)
     assert scores["before"]["bits_per_byte"] == pytest.approx(scores["bits_per_byte"], rel=0.1)
 
 
 def test_the_best_and_the_worst_documents_are_shown(place):
-    scores = judged("eval.split=all")
+    scores = evaluated("eval.split=all")
     losses = [each["loss"] for each in scores["best"]]
     assert len(losses) == 10 and losses == sorted(losses)
     assert [each["loss"] for each in scores["worst"]] == sorted(
@@ -225,19 +229,19 @@ def test_the_interval_is_as_wide_as_the_spread_of_documents_says(place):
     random = np.random.default_rng(0)
     losses = random.normal(3, 0.5, 40_000)
     for count in (400, 40_000):
-        found = judge.Judgement([], losses[:count] * 20, np.full(count, 20), 1)
-        low, high = evaluate.interval(found, 1)
+        scores = scoring.DocumentScores([], losses[:count] * 20, np.full(count, 20), 1)
+        low, high = evaluate.perplexity_interval(scores, 1)
         half = 1.96 * losses[:count].std() / math.sqrt(count)
         assert math.log(low) == pytest.approx(losses[:count].mean() - half, abs=half / 4)
         assert math.log(high) == pytest.approx(losses[:count].mean() + half, abs=half / 4)
-    assert evaluate.interval(found, 1) == [low, high] != evaluate.interval(found, 2)
-    assert evaluate.interval(judge.Judgement([], np.ones(1), np.ones(1), 1), 1) is None
+    assert evaluate.perplexity_interval(scores, 1) == [low, high] != evaluate.perplexity_interval(scores, 2)
+    assert evaluate.perplexity_interval(scoring.DocumentScores([], np.ones(1), np.ones(1), 1), 1) is None
 
 
 def test_logits_are_never_all_there_at_once(place, base, monkeypatch):
-    whole = judged()
+    whole = evaluated()
     seen = []
-    monkeypatch.setattr(judge, "CHUNK", 3 * 50257)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 3 * 50257)
     network = model.load(base)
     network.lm_head.register_forward_hook(lambda head, ids, logits: seen.append(logits.numel()))
     scores = evaluate.score(open_run("eval", []), network, "all")
@@ -258,7 +262,7 @@ def test_logits_that_are_capped_after_the_head_count_as_the_model_gives_them(pla
     texts = documents()
     nats, tokens, _ = recipe(network.eval(), texts, CONTEXT)
     assert scores["loss"] == pytest.approx(nats / tokens, abs=1e-4, rel=0)
-    assert scores["loss"] < judged()["loss"] - 0.05
+    assert scores["loss"] < evaluated()["loss"] - 0.05
 
 
 def test_a_running_evaluation_stops_when_asked_and_leaves_the_models_mode(place, base):
@@ -282,12 +286,12 @@ def test_wrong_models_are_named(place, base):
     trained(base)
     small = GPT2LMHeadModel(GPT2Config(vocab_size=500, n_layer=1, n_head=1, n_embd=8, n_positions=16))
     small.save_pretrained("runs/r/model")
-    assert "its tokenizer has 50,257 tokens, its model knows 500" in refused()
+    assert "its tokenizer has 50,257 tokens, but its model knows 500" in refused()
     shutil.rmtree("runs/r/model")
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     bert = BertConfig(vocab_size=50257, initializer_range=0.2, **sizes)
     BertLMHeadModel(bert).save_pretrained("runs/r/model")
-    assert "BertLMHeadModel is no causal model" in refused()
+    assert "BertLMHeadModel is not a causal model" in refused()
     (Path("runs/r/model") / "model.safetensors").write_bytes(b"damaged")
     assert "does not load" in refused()
 

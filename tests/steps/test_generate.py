@@ -16,9 +16,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maketune.core.run import open_run
-from maketune.generate import sampling
+from maketune.generate import logits, output, sampling
 from maketune.generate import step as generate
-from maketune.model import load as model
+from maketune.model.tokenizer import cached_tokenizer
 from maketune_common.errors import UserError
 from support import workspace
 
@@ -51,7 +51,7 @@ def place(prepared, monkeypatch) -> Path:
     return prepared
 
 
-def told(monkeypatch, capsys, *overrides: str, prompt: str = "", stdin: str | bytes = "") -> str:
+def generated(monkeypatch, capsys, *overrides: str, prompt: str = "", stdin: str | bytes = "") -> str:
     """What generate prints."""
     monkeypatch.setenv("PROMPT", prompt)
     content = stdin if isinstance(stdin, bytes) else stdin.encode()
@@ -78,10 +78,12 @@ def completions() -> dict[tuple[str, int], str]:
     ],
 )
 def test_a_batch_gives_each_prompt_the_text_it_gets_alone(place, monkeypatch, capsys, settings):
-    together = told(monkeypatch, capsys, *settings, "batch_size=7", prompt="-", stdin="\n".join(PROMPTS))
+    together = generated(monkeypatch, capsys, *settings, "micro_batch_size=7", prompt="-", stdin="\n".join(PROMPTS))
     batched = completions()
     Path("runs/r/samples.jsonl").unlink()
-    alone = "".join(told(monkeypatch, capsys, *settings, "batch_size=1", prompt=prompt) for prompt in PROMPTS)
+    alone = "".join(
+        generated(monkeypatch, capsys, *settings, "micro_batch_size=1", prompt=prompt) for prompt in PROMPTS
+    )
     assert completions() == batched
     assert together == alone
     assert len(batched) == len(PROMPTS) * (int(settings[-1][-1]) if "count" in settings[-1] else 1)
@@ -89,7 +91,7 @@ def test_a_batch_gives_each_prompt_the_text_it_gets_alone(place, monkeypatch, ca
 
 def test_greedy_completions_are_those_of_plain_transformers(place, monkeypatch, capsys):
     network, tokenizer = (kind.from_pretrained("runs/r/model") for kind in (AutoModelForCausalLM, AutoTokenizer))
-    told(monkeypatch, capsys, "temperature=0", "repetition_penalty=1.3", prompt="-", stdin="\n".join(PROMPTS))
+    generated(monkeypatch, capsys, "temperature=0", "repetition_penalty=1.3", prompt="-", stdin="\n".join(PROMPTS))
     for each in samples():
         ids = tokenizer(each["prompt"], return_tensors="pt").input_ids
         named = {"do_sample": False, "max_new_tokens": 8, "repetition_penalty": 1.3, "pad_token_id": 0}
@@ -99,7 +101,7 @@ def test_greedy_completions_are_those_of_plain_transformers(place, monkeypatch, 
 
 def test_draws_follow_the_models_probabilities():
     scores = torch.tensor([[0.5, 0.1, 0.0, 0.4]]).log()
-    draw = sampling.Draw(["7"])
+    draw = logits.DrawByRow(["7"])
     counts = torch.zeros(4)
     for _ in range(4000):
         counts[draw(torch.zeros(1, 1), scores).argmax()] += 1
@@ -109,26 +111,26 @@ def test_draws_follow_the_models_probabilities():
 
 def test_the_same_seed_gives_the_same_text_and_another_another(place, monkeypatch, capsys):
     settings = ("temperature=2.0", "top_k=0", "top_p=1.0")
-    texts = [told(monkeypatch, capsys, *settings, f"seed={seed}", prompt="the") for seed in (7, 7, 8)]
+    texts = [generated(monkeypatch, capsys, *settings, f"seed={seed}", prompt="the") for seed in (7, 7, 8)]
     assert texts[0] == texts[1] != texts[2]
-    many = told(monkeypatch, capsys, *settings, "seed=7", "count=3", prompt="the")
+    many = generated(monkeypatch, capsys, *settings, "seed=7", "count=3", prompt="the")
     assert many.startswith(texts[0])
     assert len({each["completion"] for each in samples()[-3:]}) == 3
 
 
 def test_a_completion_ends_where_the_model_has_learned_to_end(place, monkeypatch, capsys):
-    text = told(monkeypatch, capsys, "temperature=0", "max_new_tokens=40", prompt="7 is a short")
+    text = generated(monkeypatch, capsys, "temperature=0", "max_new_tokens=40", prompt="7 is a short")
     assert text == "7 is a short line\n"
     assert samples()[-1]["ended"] is True
     assert samples()[-1]["completion"] == " line"
 
 
 def test_prompts_near_the_contexts_end_are_completed_up_to_it(place, monkeypatch, capsys):
-    tokenizer = model.cached_tokenizer(Path("runs/r/model"))
+    tokenizer = cached_tokenizer(Path("runs/r/model"))
     run = open_run("generate", [])
     long = "x" * 46
     assert len(generate.encode(run, tokenizer, long, "")) == 46
-    told(monkeypatch, capsys, "temperature=0", "max_new_tokens=40", prompt="-", stdin=f"a\n{long}\nthe\n{long}x\n")
+    generated(monkeypatch, capsys, "temperature=0", "max_new_tokens=40", prompt="-", stdin=f"a\n{long}\nthe\n{long}x\n")
     words = [tokenizer(each["prompt"] + each["completion"]).input_ids for each in samples()]
     assert [each["prompt"] for each in samples()] == ["a", long, "the", long + "x"]
     assert [len(words[1]), len(words[3])] == [48, 48] and len(words[0]) <= 41
@@ -136,8 +138,8 @@ def test_prompts_near_the_contexts_end_are_completed_up_to_it(place, monkeypatch
 
 def test_a_text_that_streams_is_the_text_that_is_kept(place, monkeypatch, capsys):
     """Byte by byte: characters of several tokens come whole."""
-    words = model.cached_tokenizer(Path("runs/r/model"))
-    shown = sampling.Shown(words, sampling.Request("é", words("é").input_ids, 0))
+    words = cached_tokenizer(Path("runs/r/model"))
+    shown = output.CompletionStreamer(words, "é", words("é").input_ids)
     ids = words(" naïve 🎉 fin").input_ids
     for value in (words("é").input_ids, *([each] for each in ids)):
         shown.put(torch.tensor(value))
@@ -149,23 +151,23 @@ def test_a_text_that_streams_is_the_text_that_is_kept(place, monkeypatch, capsys
 def test_control_characters_are_seen_on_a_terminal_and_untouched_in_a_pipe(place, monkeypatch, capsys):
     prompt = "a\x1b[2J\tb\x9b31m\x07é\r"
     for words in ((), ("count=2",)):  # as it comes, and whole
-        assert told(monkeypatch, capsys, *words, prompt=prompt).startswith(prompt)
+        assert generated(monkeypatch, capsys, *words, prompt=prompt).startswith(prompt)
         with monkeypatch.context() as terminal:
             terminal.setenv("MAKETUNE_STDOUT_TERMINAL", "1")
-            shown = told(monkeypatch, capsys, *words, prompt=prompt)
+            shown = generated(monkeypatch, capsys, *words, prompt=prompt)
         assert shown.startswith("a\\x1b[2J\tb\\x9b31m\\x07é\\x0d")
-        assert not sampling.CONTROL.search(shown)
+        assert not output.CONTROL.search(shown)
     assert json.loads((place / "runs/r/samples.jsonl").read_text().splitlines()[-1])["prompt"] == prompt
 
 
 def test_samples_are_whole_after_a_crash_and_on_a_full_disk(place, monkeypatch, capsys):
-    told(monkeypatch, capsys, prompt="the")
+    generated(monkeypatch, capsys, prompt="the")
     file = Path("runs/r/samples.jsonl")
     before = file.read_bytes()
     file.write_bytes(before + b'{"prompt": "cut sh')
-    told(monkeypatch, capsys, prompt="a")
+    generated(monkeypatch, capsys, prompt="a")
     assert len(samples()) == 2
-    kept = sampling.Samples(open_run("generate", []))
+    kept = output.SamplesFile(open_run("generate", []).files.samples)
 
     class Full(io.FileIO):
         def write(self, content):
@@ -187,7 +189,7 @@ def test_samples_are_whole_after_a_crash_and_on_a_full_disk(place, monkeypatch, 
         ("-", b"\n \n", "there is no prompt on standard input"),
         ("-", b"good\nb\xffd\n", "line 2: not UTF-8 at byte 2"),
         ("-", b"good\n\n" + b"word " * 60, "prompt 2 (line 3) has"),
-        ("word " * 60, b"", "the context 48"),
+        ("word " * 60, b"", "the context has 48"),
         ("a\udc80b", b"", "is not valid text"),
     ],
 )
@@ -198,14 +200,14 @@ def test_wrong_prompts_are_named_before_anything_is_generated(place, monkeypatch
         if "\udc80" in prompt:
             monkeypatch.setattr(os, "environ", dict(os.environ, PROMPT=prompt))
             generate.main([])
-        told(monkeypatch, capsys, prompt=prompt, stdin=stdin)
+        generated(monkeypatch, capsys, prompt=prompt, stdin=stdin)
     assert message in str(error.value)
     assert error.value.code == 2 and error.value.hint
 
 
 def test_a_prompt_that_will_not_fit_is_known_before_training(place):
     run = open_run("train", [])
-    tokenizer = model.cached_tokenizer(Path("runs/r/model"))
+    tokenizer = cached_tokenizer(Path("runs/r/model"))
     generate.check(run, tokenizer)
     run.config.generate.prompt = "word " * 60
     with pytest.raises(UserError, match=r"generate\.prompt has"):
@@ -245,7 +247,7 @@ def test_a_session_answers_line_by_line_and_outlives_ctrl_c(prepared):
     os.write(ours, b"\x03")
     until("> ")
     os.write(ours, b"word " * 60 + b"\n")
-    until("the context 48")
+    until("the context has 48")
     until("> ")
     os.write(ours, b"8 is a short\n")
     until("8 is a short line")

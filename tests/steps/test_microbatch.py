@@ -313,7 +313,7 @@ def test_a_whole_run_that_ran_out_of_memory_ends_as_the_one_with_the_smaller_siz
             monkeypatch.setenv(key, value)
         settings = [f"train.micro_batch_size={size}", "train.max_steps=4", "model.dropout=0.1"]
         monkeypatch.setattr(microbatch, "token_loss", failing if name == "halved" else whole)
-        data.prepare(settings)
+        data.main(settings)
         train.main(settings)
         results[name] = load_file(tmp_path / f"runs/{name}/model/model.safetensors")
     said = capsys.readouterr().err
@@ -338,7 +338,7 @@ def test_a_nan_loss_names_step_and_rows(tmp_path, monkeypatch):
         return whole(model, part) * (float("nan") if len(calls) == 7 else 1.0)
 
     monkeypatch.setattr(microbatch, "token_loss", failing)
-    data.prepare([])
+    data.main([])
     with pytest.raises(UserError, match=r"the loss became nan at step 4, rows \d+(, \d+){7} of") as caught:
         train.main([])
     assert ", ".join(map(str, calls[6])) in str(caught.value)

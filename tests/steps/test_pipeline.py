@@ -101,7 +101,7 @@ def test_plain_transformers_load_the_model_and_agree_with_eval_json(trained):
 
 def evaluation_texts(run: Path) -> list[str]:
     from maketune.data.store import Split
-    from maketune.model.load import cached_tokenizer
+    from maketune.model.tokenizer import cached_tokenizer
 
     cache = run.parent.parent / ".cache/data" / json.loads((run / "data.json").read_text())["cache_key"]
     tokenizer = cached_tokenizer(cache / "tokenizer")
@@ -164,7 +164,7 @@ def test_generation_repeats_with_its_seed_and_prints_the_text_alone(folder, trai
 
 def test_evaluation_takes_other_splits_and_strides(folder, trained):
     kept = (trained / "eval.json").read_text()
-    for settings in (("eval.split=all",), ("eval.stride=16", "eval.batch_size=3"), ("eval.stride=16",)):
+    for settings in (("eval.split=all",), ("eval.stride=16", "eval.micro_batch_size=3"), ("eval.stride=16",)):
         done = workspace.call(folder, "whole", "eval", *settings)
         assert done.returncode == 0, done.stderr
         scores = json.loads((trained / "eval.json").read_text())
@@ -185,7 +185,7 @@ def test_evaluation_takes_other_splits_and_strides(folder, trained):
         ("train", ("train.lerning_rate=1",), "did you mean learning_rate?"),
         ("train", ("train.max_steps=3",), "exists with other settings"),
         ("eval", ("eval.stride=33",), "beyond the context length"),
-        ("generate", ("generate.prompt=" + "word " * 40,), "the context 32"),
+        ("generate", ("generate.prompt=" + "word " * 40,), "the context has 32"),
         ("generate", ("generate.prompt=",), "has 0 tokens"),
     ],
 )

@@ -28,7 +28,7 @@ evaluate.score = lambda *arguments: {"loss": 0.0, "perplexity": 1.0}
 for name, overrides in json.loads(sys.argv[1]).items():
     if not (child := os.fork()):
         os.environ["MAKETUNE_RUN"] = name
-        data.prepare(overrides)
+        data.main(overrides)
         if not (child := os.fork()):
             train.main(overrides)
             os._exit(0)

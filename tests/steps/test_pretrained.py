@@ -47,7 +47,7 @@ def scores(folder):
     def run(name, step, *overrides):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MAKETUNE_RUN", name)
-            data.prepare(list(overrides))
+            data.main(list(overrides))
             step(list(overrides))
         return json.loads((folder / f"runs/{name}/eval.json").read_text())
 

@@ -16,7 +16,6 @@ from maketune.core import run as runs
 from maketune.core.device import autocast
 from maketune.data import step as data
 from maketune.data.rows import IGNORED
-from maketune.evaluate.judge import tokens_of
 from maketune.model import load as model
 from maketune.model.tokenizer import cached_tokenizer
 from maketune.train import batch as microbatch
@@ -42,7 +41,7 @@ def run(folder, monkeypatch):
     for key, value in workspace.environment("here").items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("PYTHONPATH", str(workspace.REPOSITORY / "src"))
-    data.prepare([])
+    data.main([])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield runs.open_run("train", [])
@@ -66,7 +65,7 @@ class Training:
 
     def __init__(self, run, count, size, notes=None):
         source = run.read("data.json")["model"]
-        self.network = model.to_train(run, source, cached_tokenizer(tokens_of(run) / "tokenizer")).train()
+        self.network = model.to_train(run, source, cached_tokenizer(run.tokens / "tokenizer")).train()
         self.stack = contextlib.ExitStack()
         self.replicas = self.stack.enter_context(Replicas(run, count, "cpu", "fp32")) if count > 1 else None
         if self.replicas:

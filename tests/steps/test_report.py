@@ -234,7 +234,7 @@ def test_the_verb_writes_a_page_for_one_or_several_and_nothing_else(tmp_path):
         (("none",), "there is no run runs/none", "make train RUN=none"),
         (("a", "none"), "there is no run runs/none", "make train RUN=none"),
         (("empty",), "no metrics yet", "make train RUN=empty"),
-        (("a", "../a"), "is not a run's name", "RUN=my-first"),
+        (("a", "../a"), "cannot be the name of a run", "RUN=my-first"),
         (("a", *"bcdefghi"), "9 runs: a page shows 8 at most", "leave some out"),
     ],
 )

@@ -98,9 +98,9 @@ def test_a_signal_before_the_first_step_ends_at_once(folder, trained):
 
 def stop_in_evaluation() -> None:
     """A signal comes while the second evaluation runs."""
-    from maketune.evaluate import judge
+    from maketune.evaluate import score
 
-    calls, batches = [], judge.batches
+    calls, batches = [], score.batches
 
     def interrupted(pieces, size):
         calls.append(1)
@@ -109,7 +109,7 @@ def stop_in_evaluation() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    judge.batches = interrupted
+    score.batches = interrupted
 
 
 def test_an_evaluation_cut_short_by_a_signal_is_done_on_resume(folder, trained):

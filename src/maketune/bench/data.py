@@ -38,7 +38,7 @@ from maketune.model import load as model
 from transformers import AutoTokenizer
 
 {started}
-data.prepare([])
+data.main([])
 {ended}
 """
 USUAL = """

@@ -53,7 +53,7 @@ def maketune(size: Size) -> list[Step]:
         "generate": {"max_new_tokens": 1},
     }
     Path("config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-    data.prepare([])
+    data.main([])
     train.main([])
     metrics = contract.RunDirectory(contract.RUNS / contract.told().run).metrics
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, on the disk, then renamed into place."""
+"""Files and folders that are whole or not there: written next to their place, synced to disk, then renamed into it."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half."""
+    """Write a text file so that a crash leaves the old one or the new one, never half of one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(aside, "w", encoding="utf-8", errors="backslashreplace") as file:
@@ -23,9 +23,9 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def folder_aside(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` to write in; it takes the target's place, synced, unless the block raises.
+    """An empty folder next to `target` to write in. After the block it replaces `target`; if the block raises, it goes.
 
-    What stood there before goes. A kill at any moment leaves the old folder, none, or the new one.
+    A kill at any moment leaves the old folder, none, or the new one.
     """
     aside = target.with_name(f".{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -38,7 +38,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
 
 def settle(aside: Path, target: Path) -> None:
-    """Put a folder's files on the disk and rename it to `target`, which it replaces."""
+    """Sync a folder's files to disk and rename the folder to `target`, which it replaces."""
     make_readable(aside)
     sync([*aside.rglob("*"), aside])
     shutil.rmtree(target, ignore_errors=True)
@@ -47,7 +47,7 @@ def settle(aside: Path, target: Path) -> None:
 
 
 def sync(paths: Collection[Path]) -> None:
-    """Have files and folders on the disk, so that a power failure after a renaming finds them."""
+    """Write files and folders through to the disk, so that they survive a power failure after a rename."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -57,7 +57,7 @@ def sync(paths: Collection[Path]) -> None:
 
 
 def make_readable(folder: Path) -> None:
-    """Give a folder's files the mode that the umask asks for: safetensors writes for the owner alone."""
+    """Give a folder's files the permissions of the umask: safetensors makes them readable only by their owner."""
     os.umask(umask := os.umask(0o077))
     for path in folder.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

@@ -1,8 +1,7 @@
-"""The run directory: where a run's files are, what is in its manifest, and how they get there whole."""
+"""A run: its directory, its settings, and the manifest that records how each step was done."""
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import sys
 import time
@@ -14,10 +13,16 @@ from typing import Any
 import yaml
 
 from maketune.core.config import Config
-from maketune.core.files import write_whole
+from maketune.core.files import sha256, write_whole
 from maketune.core.settings import differences, load_config
 from maketune_common import __version__, contract
 from maketune_common.errors import Stopped, UserError
+
+DEFAULT_CONFIG = "configs/smoke.yaml"
+USES_A_RUN = ("eval", "generate")
+"""Steps that use what a run has; their settings may differ from the run's without changing it."""
+MAKES_THE_MODEL = ("model", "data", "train")
+"""Sections that decide what is trained: once anything is, they stay as they are."""
 
 
 @dataclass
@@ -28,45 +33,58 @@ class Run:
     config: Config
 
     @property
+    def files(self) -> contract.RunDirectory:
+        """The paths of the run's files."""
+        return contract.RunDirectory(self.path)
+
+    @property
     def name(self) -> str:
         """The directory's name."""
         return self.path.name
 
     @property
     def model(self) -> Path:
-        """The finished model's folder."""
-        return self.path / "model"
+        """The folder of the finished model."""
+        return self.files.model
+
+    @property
+    def tokens(self) -> Path:
+        """The folder of the run's tokens in the cache. Raises UserError if the data step has not written them."""
+        folder = contract.DATA_CACHE / str(self.read(self.files.data).get("cache_key") or "-")
+        if not folder.exists():
+            raise UserError(f"{self.path}: no data yet", f"make data RUN={self.name}")
+        return folder
 
     @property
     def begun(self) -> bool:
-        """Whether anything was trained: from then on settings and texts stay."""
-        return self.model.exists() or any(self.path.glob("checkpoints/step-*"))
+        """Whether anything was trained: from then on settings and texts stay as they are."""
+        return self.model.exists() or any(self.files.checkpoints.glob("step-*"))
 
-    def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run; empty if it is not there."""
+    def read(self, file: str | Path) -> dict[str, Any]:
+        """A JSON file of the run, given as one of `files` or by its name; empty if it does not exist."""
+        path = self.path / Path(file).name
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
-                raise ValueError("no object")
+                raise ValueError("not an object")
             return content
         except FileNotFoundError:
             return {}
         except ValueError:
-            raise UserError(
-                f"{self.path / name} is damaged", "delete that file and repeat the step that writes it"
-            ) from None
+            raise UserError(f"{path} is damaged", "delete that file and run the step that writes it again") from None
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
+    def write(self, file: str | Path, content: dict[str, Any]) -> None:
         """Write a JSON file of the run, whole or not at all."""
-        write_whole(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_whole(self.path / Path(file).name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def record(self, **facts: Any) -> None:
         """Put facts into the manifest now, so that they are there even if the step is killed."""
-        self.write("manifest.json", {"maketune": __version__, "run": self.name, **self.read("manifest.json"), **facts})
+        manifest = self.files.manifest
+        self.write(manifest, {"maketune": __version__, "run": self.name, **self.read(manifest), **facts})
 
     @contextlib.contextmanager
     def step(self, verb: str) -> Iterator[None]:
-        """Around a step's work: enters it in the manifest, with its command line, time and outcome."""
+        """Record the step in the manifest when the block ends: command line, times and outcome."""
         started, clock, outcome = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic(), "done"
         self.record(**_surroundings())
         try:
@@ -78,75 +96,84 @@ class Run:
             outcome = f"failed: {error or type(error).__name__}"
             raise
         finally:
-            step = {"step": verb, "command": contract.told().command, "arguments": sys.argv[1:]}
+            step: dict[str, Any] = {"step": verb, "command": contract.told().command, "arguments": sys.argv[1:]}
             step |= {"started": started, "seconds": round(time.monotonic() - clock, 1), "outcome": outcome}
-            with contextlib.suppress(OSError):  # on a full disk the error that is under way says more
-                self.record(steps=[*self.read("manifest.json").get("steps", []), step])
+            with contextlib.suppress(OSError):  # on a full disk the error that ended the step says more
+                self.record(steps=[*self.read(self.files.manifest).get("steps", []), step])
 
 
 def open_run(verb: str, overrides: list[str]) -> Run:
-    """Open the run that MAKETUNE_RUN names: a new one with the settings given, or an old one with the same.
+    """Open the run that MAKETUNE_RUN names for the step `verb`; begin it if it does not exist.
 
-    Settings of `eval` and `generate` may differ from the run's for the step that they are for.
+    A new run takes its settings from MAKETUNE_CONFIG and records them. An existing run may change its settings until
+    something is trained. Raises UserError for a name that cannot be a run's, for wrong settings, and for settings that
+    differ from those that the run was trained with.
     """
-    name = named(contract.told().run)
-    path = Path("runs") / name
-    stored = path / "config.yaml"
     told = contract.told()
-    given = told.config
-    if stored.exists() and (not given or verb in ("eval", "generate")):
-        given = str(stored)
-    given = given or "configs/smoke.yaml"
-    config = load_config(given, overrides, data=told.data, model=told.model)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"RUN={name}: {path} is a file", "choose another RUN")
-    begun = Run(path, config).begun
-    changed = differences(load_config(str(stored), []), config, ("model", "data", "train")) if stored.exists() else []
-    if changed and (begun or verb in ("eval", "generate")):
-        ways = "another RUN trains with these"
-        if verb == "eval":
-            ways = f"make eval MODEL=runs/{name}/model DATA=... judges its model on other texts"
-        elif begun:
-            ways += f", from this run's model with MODEL=runs/{name}/model"
-        raise UserError(
-            f"{path} exists with other settings:\n" + "\n".join(f"  {change}" for change in changed),
-            f"RUN={name} alone goes on with its own; {ways}",
-        )
-    if changed or not stored.exists():  # settings that nothing was trained with may still change
-        if verb == "generate":
-            raise UserError(f"there is no run {path}", f"make train RUN={name}")
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(stored, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
-    return Run(path, config)
+    files = contract.RunDirectory(contract.RUNS / named(told.run))
+    exists = files.config.exists()
+    if files.path.exists() and not files.path.is_dir():
+        raise UserError(f"RUN={files.name}: {files.path} is a file", "choose another RUN")
+    if verb == "generate" and not exists:
+        raise UserError(f"there is no run {files.path}", f"make train RUN={files.name}")
+    source = _settings_file(verb, told.config, files.config, exists)
+    run = Run(files.path, load_config(source, overrides, data=told.data, model=told.model))
+    changes = differences(load_config(str(files.config), []), run.config, MAKES_THE_MODEL) if exists else []
+    if changes and (run.begun or verb in USES_A_RUN):
+        raise _settings_changed(run, verb, changes)
+    if changes or not exists:
+        files.path.mkdir(parents=True, exist_ok=True)
+        write_whole(files.config, yaml.safe_dump(run.config.model_dump(), sort_keys=False, allow_unicode=True))
+    return run
+
+
+def _settings_file(verb: str, given: str, stored: Path, exists: bool) -> str:
+    """The YAML file to read: the run's own for steps that use a run, and where no CONFIG is given."""
+    if exists and (verb in USES_A_RUN or not given):
+        return str(stored)
+    return given or DEFAULT_CONFIG
+
+
+def _settings_changed(run: Run, verb: str, changes: list[str]) -> UserError:
+    """The error for settings that differ from the run's."""
+    if verb == "eval":
+        new = f"To evaluate its model on other texts: make eval MODEL={run.model} DATA=..."
+    elif run.begun:
+        new = f"To use the new ones, choose another RUN (MODEL={run.model} starts from this run's model)"
+    else:
+        new = "To use the new ones, choose another RUN"
+    listed = "\n".join(f"  {change}" for change in changes)
+    hint = f"to use the saved settings: make {verb} RUN={run.name}. {new}"
+    return UserError(f"{run.path} exists with other settings:\n{listed}", hint)
 
 
 def named(name: str) -> str:
-    """A run's name as it is. Raises UserError for what is none."""
+    """Return the name of a run. Raises UserError if it cannot be one."""
     if not name or "/" in name or name.startswith("."):
         raise UserError(
-            f"RUN={name!r} is not a run's name", "letters, digits, dot, dash and underscore, as in RUN=my-first"
+            f"RUN={name!r} cannot be the name of a run",
+            "use letters, digits, dots, dashes and underscores, as in RUN=my-first",
         )
     return name
 
 
 @contextlib.contextmanager
 def alone(run: Run) -> Iterator[None]:
-    """Keep a second process out of the run while this one writes it. Raises UserError where another is at work."""
+    """Keep other processes out of the run while this one trains it. Raises UserError if another one is at work."""
     with open(run.path / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{run.path} is being trained by another process", "wait for it, or choose another RUN"
+                f"{run.path} is being trained by another process", "wait for it to end, or choose another RUN"
             ) from None
         yield
 
 
 def _surroundings() -> dict[str, Any]:
-    """What the launcher knows of where the step ran."""
-    keys = ("runner", "flavor", "gpus", "image", "git_commit")
+    """What the launcher says about where the step runs."""
     told = contract.told()
-    known = {key: getattr(told, key) for key in keys}
-    lock = Path(f"docker/locks/{known['flavor']}.txt")
-    known["lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else ""
-    return {**known, "inputs": {"DATA": told.data, "TEST_DATA": told.test_data, "MODEL": told.model}}
+    facts: dict[str, Any] = {key: getattr(told, key) for key in ("runner", "flavor", "gpus", "image", "git_commit")}
+    lock = Path(f"docker/locks/{told.flavor}.txt")
+    facts["lock_sha256"] = sha256(lock) if lock.is_file() else ""
+    return facts | {"inputs": {"DATA": told.data, "TEST_DATA": told.test_data, "MODEL": told.model}}

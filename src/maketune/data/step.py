@@ -36,7 +36,7 @@ ROW_SETTINGS = {"context_length", "packing"}
 """Settings that do not change the tokens."""
 
 
-def prepare(overrides: list[str]) -> None:
+def main(overrides: list[str]) -> None:
     """Write data.json, and the tokens unless they are cached. Raises UserError for unreadable or too few texts."""
     run = open_run("data", overrides)
     from maketune.model import load as model

@@ -31,7 +31,7 @@ KERNELS = (
 DEVICE = ("device", "precision", *KERNELS)
 
 
-def verify(overrides: list[str]) -> None:
+def main(overrides: list[str]) -> None:
     """Check, print a table, write env.json. Raises Unfit if a check fails."""
     run = open_run("env-verify", overrides)
     with run.step("env-verify"):

@@ -1,1 +1,1 @@
-"""The generate step: prompts completed."""
+"""The generate step: complete prompts with the run's model."""

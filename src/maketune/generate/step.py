@@ -1,4 +1,4 @@
-"""The generate step: complete prompts with the run's model. The text alone goes to stdout."""
+"""The generate step: complete prompts with the run's model. Only the text goes to stdout."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from maketune.core.device import choose_device
 from maketune.core.progress import say, say_once
 from maketune.core.run import Run, open_run
 from maketune.generate.sampling import Request, Sampler
-from maketune.model import load as model
+from maketune.model.tokenizer import cached_tokenizer
 from maketune_common.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,36 +25,36 @@ def main(overrides: list[str]) -> None:
 
 
 def generate_run(run: Run) -> None:
-    """Complete PROMPT, without it the config's prompt; `-`: each line of standard input, in a terminal as it is typed.
+    """Complete PROMPT, or without it generate.prompt; `-` takes a prompt per line of standard input, or in a terminal
+    as they are typed. Print prompts with completions and add them to samples.jsonl.
 
-    Adds to samples.jsonl and prints prompt and completion. Raises UserError without a model, and for a prompt that is
-    too long before anything is generated.
+    Raises UserError if there is no model, and for prompts that are too long, before anything is generated.
     """
     prompt = os.environ.get("PROMPT") or run.config.generate.prompt
-    if not (run.model / "config.json").exists():
+    if not run.files.trained:
         raise UserError(f"{run.path}: no model yet", f"make train RUN={run.name}")
     with run.step("generate"):
-        tokenizer = model.cached_tokenizer(run.model)
-        live = prompt == "-" and sys.stdin.isatty() and sys.stdout.isatty()
-        named = {} if live else lines_of_stdin() if prompt == "-" else {"the prompt": prompt}
-        encoded = {place: encode(run, tokenizer, text, place) for place, text in named.items()}
+        tokenizer = cached_tokenizer(run.model)
+        interactive = prompt == "-" and sys.stdin.isatty() and sys.stdout.isatty()
+        prompts = {} if interactive else lines_of_stdin() if prompt == "-" else {"the prompt": prompt}
+        encoded = [(text, encode(run, tokenizer, text, place)) for place, text in prompts.items()]
         device = choose_device()
         say_once(f"device: {device.value} ({device.reason})")
         sampler = Sampler(run, tokenizer, device.value)
-        if live:
+        if interactive:
             with foreground():
                 converse(run, sampler)
         else:
-            complete(run, sampler, [(named[place], ids) for place, ids in encoded.items()])
+            complete(run, sampler, encoded)
 
 
 def check(run: Run, tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Raise UserError if the config's prompt leaves no room in the context: to be known before training, not after."""
+    """Raise UserError if generate.prompt leaves no room in the context: better before training than after it."""
     encode(run, tokenizer, run.config.generate.prompt, "generate.prompt")
 
 
 def encode(run: Run, tokenizer: "PreTrainedTokenizerFast", text: str, place: str) -> list[int]:
-    """A prompt's tokens, as the data step makes them. Raises UserError for none, or for as many as the context has."""
+    """The tokens of a prompt, made as in the data step. Raises UserError if there are none, or no room after them."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -63,15 +63,15 @@ def encode(run: Run, tokenizer: "PreTrainedTokenizerFast", text: str, place: str
     ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     if not 0 < len(ids) < run.config.data.context_length:
         raise UserError(
-            f"{place} has {len(ids)} tokens, the context {run.config.data.context_length}",
-            "a prompt needs at least one token, and leaves room for at least one",
+            f"{place} has {len(ids)} tokens, but the context has {run.config.data.context_length}",
+            "a prompt needs at least one token and must leave room for one more",
         )
     return ids
 
 
 def lines_of_stdin() -> dict[str, str]:
-    """Each line of standard input that is not empty, by where it stands. Raises UserError for none, or no UTF-8."""
-    lines = {}
+    """The lines of standard input that are not empty, by their place. Raises UserError for none, or if not UTF-8."""
+    lines: dict[str, str] = {}
     for number, line in enumerate(sys.stdin.buffer.read().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             text = line.decode().removesuffix("\r")
@@ -82,32 +82,34 @@ def lines_of_stdin() -> dict[str, str]:
         if text.strip():
             lines[f"prompt {len(lines) + 1} (line {number})"] = text
     if not lines:
-        raise UserError("there is no prompt on standard input", "PROMPT=- reads a prompt a line; PROMPT=@file a file's")
+        raise UserError(
+            "there is no prompt on standard input",
+            "PROMPT=- reads a prompt from each line of standard input, PROMPT=@file from each line of a file",
+        )
     return lines
 
 
 def complete(run: Run, sampler: Sampler, prompts: list[tuple[str, list[int]]]) -> None:
-    """Complete each prompt `count` times, in batches, in order."""
+    """Complete each prompt `generate.count` times, in batches, in order."""
     settings = run.config.generate
-    times = settings.count if settings.temperature else 1  # without chance all would be equal
+    times = settings.count if settings.temperature else 1  # without randomness they would all be equal
     requests = [Request(text, ids, number) for text, ids in prompts for number in range(times)]
-    for _, group in groupby(requests, key=lambda request: sampler.room(request.ids)):
-        group = iter(group)
-        while batch := list(islice(group, settings.batch_size)):
-            sampler.complete(batch, show=len(requests) == 1)
+    for _, group in groupby(requests, key=lambda request: sampler.most_new_tokens(request.ids)):
+        while batch := list(islice(group, settings.micro_batch_size)):
+            sampler.complete(batch, stream=len(requests) == 1)
 
 
 def converse(run: Run, sampler: Sampler) -> None:
-    """Complete what is typed, line by line. Ctrl-C ends a completion, Ctrl-D all."""
+    """Complete what is typed, line by line. Ctrl-C stops a completion, Ctrl-D ends the session."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 lets input() edit lines, and recall them
-    say("a prompt, then Enter; Ctrl-C stops a completion, Ctrl-D ends")
-    for number in count():  # the same prompt typed again is completed otherwise
+        import readline  # noqa: F401 gives input() line editing and history
+    say("type a prompt, then Enter; Ctrl-C stops a completion, Ctrl-D ends")
+    for number in count():  # so that the same prompt typed again gets another completion
         try:
             text = input("> ")
             if text.strip():
                 ids = encode(run, sampler.tokenizer, text, "the prompt")
-                sampler.complete([Request(text, ids, number)], show=True)
+                sampler.complete([Request(text, ids, number)], stream=True)
         except EOFError:
             print()
             return
@@ -121,10 +123,10 @@ def converse(run: Run, sampler: Sampler) -> None:
 
 @contextlib.contextmanager
 def foreground() -> Iterator[None]:
-    """Be alone in the terminal's foreground, as a shell is: Ctrl-C then ends no make and no launcher."""
+    """Be the terminal's foreground process alone, as a shell is: Ctrl-C then does not end make and the launcher."""
     before = os.tcgetpgrp(0)
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it would stop who takes the terminal
-    signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # nobody would wake it up again
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # taking the terminal from the background would stop this process
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # after Ctrl-Z nothing would continue it
     if before != os.getpid():
         os.setpgid(0, 0)
         os.tcsetpgrp(0, os.getpid())

@@ -16,7 +16,6 @@ from maketune.core import device
 from maketune.core.failures import first_line, out_of_memory
 from maketune.core.progress import console
 from maketune.core.run import Run
-from maketune.evaluate.judge import tokens_of
 from maketune.model import load as model
 from maketune.model.tokenizer import cached_tokenizer
 from maketune.train import compile as compiled
@@ -99,7 +98,7 @@ class Replica:
 def build(run: Run) -> Any:
     """The run's model with its initial weights; the leader sends the current ones with each order."""
     source = run.read("data.json")["model"]
-    return model.to_train(run, source, cached_tokenizer(tokens_of(run) / "tokenizer"))
+    return model.to_train(run, source, cached_tokenizer(run.tokens / "tokenizer"))
 
 
 def attempt(work: Callable[[], Any]) -> tuple[Any, Any]:

@@ -17,7 +17,6 @@ from maketune.data.rows import Rows, collate
 from maketune.data.store import Split
 from maketune.environment import step as environment
 from maketune.evaluate import step as evaluate
-from maketune.evaluate.judge import tokens_of
 from maketune.generate import step as generate
 from maketune.model import load as model
 from maketune.model.tokenizer import cached_tokenizer
@@ -60,7 +59,7 @@ def main(overrides: list[str]) -> None:
 
 def _train(run: Run) -> None:
     prepare_dashboard(run)
-    tokens = tokens_of(run)
+    tokens = run.tokens
     if run.config.train.deterministic:
         make_deterministic()
     device = choose_device()
