@@ -5,6 +5,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+SCRATCH_DEFAULTS: dict[str, int | float] = {
+    "vocab_size": 8192,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+    "dropout": 0.1,
+}
+"""What `init: scratch` uses where a config says nothing: GPT-2 small's shape, with a vocabulary for a small corpus."""
+
 
 class Section(BaseModel):
     """Every section refuses unknown keys and wrong types; a field's docstring is its documentation."""
@@ -32,13 +41,12 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
-        own = {"vocab_size": 8192, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.1}
         if self.init == "pretrained":
-            given = [key for key in (*own, "tokenizer") if getattr(self, key) is not None]
+            given = [key for key in (*SCRATCH_DEFAULTS, "tokenizer") if getattr(self, key) is not None]
             if given:
                 raise ValueError(f"{', '.join(given)}: for `init: scratch` alone; a pretrained model brings its own")
             return self
-        for key, value in own.items():
+        for key, value in SCRATCH_DEFAULTS.items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
         if self.n_embd % self.n_head:

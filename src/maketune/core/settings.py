@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from maketune.core.config import Config
+from maketune_common import configs
 from maketune_common.errors import UserError
 
 
@@ -43,12 +44,7 @@ def load_config(path: str, overrides: list[str], *, data: str = "", model: str =
     if model and model != _section(tree, "model").get("name"):
         tree["model"] = {"name": model}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        section, _, field = key.partition(".")
-        if not (equals and section and field) or "." in field:
-            homes = [name for name, home in Config.model_fields.items() if key in home.annotation.model_fields]
-            hint = f"did you mean {homes[0]}.{override}?" if homes else 'as in ARGS="train.max_steps=40"'
-            raise UserError(f"{override!r} is not of the form section.key=value", hint)
+        section, field, text = configs.override(override)
         _section(tree, section)[field] = _value(section, field, text)
         lines.pop((section, field), None)
     return _validate(tree, path, lines)

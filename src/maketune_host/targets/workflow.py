@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, List, Optional
 
-from maketune_common import contract, pins
+from maketune_common import configs, contract, pins
 from maketune_common.errors import INPUT, UNFIT, Stopped, UserError, nearest, os_hint
 from maketune_host import doctor as checks
 from maketune_host.doctor import facts, host
-from maketune_host.launch import configured, container, decide, image, inputs, local, venv
+from maketune_host.launch import container, decide, image, inputs, local, venv
 from maketune_host.launch.launch import Launch
 from maketune_host.launch.process import ask
 from maketune_host.terminal import complain, say
@@ -36,9 +36,8 @@ def words(text: str) -> List[str]:
 def overrides(text: str) -> List[str]:
     """ARGS as settings over the config's. Raises UserError for what is no setting."""
     settings = words(text)
-    for each in settings:
-        if each.startswith("-"):
-            raise UserError(f"ARGS: {each!r} is not of the form section.key=value", 'as in ARGS="train.max_steps=40"')
+    for word in settings:
+        configs.override(word)
     return settings
 
 
@@ -167,7 +166,7 @@ def texts(arguments: List[str], config: Optional[Path], folders: List[Path]) -> 
     away. Raises UserError for what cannot be read.
     """
     others, found = [], {}
-    named = configured.texts(config) if config else {}
+    named = configs.texts(config) if config else {}
     for word in arguments:
         key, _, value = word.partition("=")
         if key not in ("data.path", "data.test_path"):
@@ -177,7 +176,7 @@ def texts(arguments: List[str], config: Optional[Path], folders: List[Path]) -> 
         if value in ("", "null"):
             others.append(word)
         elif value.startswith("["):
-            found[key] = inputs.named(configured.listed(value), folders, f"ARGS: {key}")
+            found[key] = inputs.named(configs.text_list(value), folders, f"ARGS: {key}")
         else:
             found[key] = inputs.data(value, folders, f"ARGS: {key}")
     for key, values in named.items():
