@@ -28,6 +28,12 @@ def read_flavor(root: Path, flavor: str) -> dict[str, str]:
     return read_env(root / FLAVORS / f"{flavor}.env")
 
 
+def has_kernels(flavor: Mapping[str, str], capability: str) -> bool:
+    """Whether a flavor's wheels hold kernels for GPUs of a compute capability, as `8.9`."""
+    low, high = flavor["COMPUTE_CAPABILITY_MINIMUM"], flavor["COMPUTE_CAPABILITY_MAXIMUM"]
+    return bool(low) and version(low) <= version(capability) <= version(high)
+
+
 def read_env(path: str | Path) -> dict[str, str]:
     """Read a flavor file of KEY=VALUE lines; `#` begins a comment line. Raises ValueError for any other line."""
     pins = {}

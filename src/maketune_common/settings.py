@@ -12,6 +12,15 @@ from typing import Any
 
 FILE = Path(__file__).with_name("settings.json")
 
+TYPES = {
+    "text": (str,),
+    "whole number": (int,),
+    "number": (int, float),
+    "true or false": (bool,),
+    "list of texts": (list,),
+    "null": (type(None),),
+}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -19,11 +28,11 @@ class Setting:
 
     section: str
     key: str
-    type: str
-    """In words, as `whole number or null`."""
+    types: list[str]
+    """Names of TYPES."""
     default: Any
     allowed: str
-    """The range or the choices, in words; empty where the type says all."""
+    """The range or the choices, in words; empty where any value of its types is."""
     about: str
     """What it does."""
     scratch_default: Any = None
@@ -32,7 +41,13 @@ class Setting:
     @property
     def is_text(self) -> bool:
         """Whether it holds any text, so that an override's text stands as it is."""
-        return not self.allowed and "text" in self.type.split(" or ")
+        return not self.allowed and "text" in self.types
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is of the right type, and one of the choices; ranges are left to the config classes."""
+        if isinstance(value, str) and "`" in self.allowed:
+            return f"`{value}`" in self.allowed
+        return any(type(value) in TYPES[name] for name in self.types)  # of bool, too, which is not a number here
 
 
 def known() -> list[Setting]:
