@@ -6,6 +6,8 @@ settings.json has a setting per line; `python -m maketune.core.document` writes 
 from __future__ import annotations
 
 import json
+import math
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ TYPES = {
     "list of texts": (list,),
     "null": (type(None),),
 }
+BOUNDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,37 @@ class Setting:
     types: list[str]
     """Names of TYPES."""
     default: Any
-    allowed: str
-    """The range or the choices, in words; empty where any value of its types is."""
+    scratch_default: Any
+    """Its default with `model.init: scratch`, if that differs."""
+    choices: list[str]
+    """The only texts that it may be; empty if any will do."""
+    bounds: dict[str, float]
+    """What a number must be: names of BOUNDS with the bound."""
     about: str
     """What it does."""
-    scratch_default: Any = None
-    """Its default with `model.init: scratch`, if that differs."""
+
+    @property
+    def allowed(self) -> str:
+        """Types, choices and bounds, in words."""
+        names = [name for name in self.types if not (name == "text" and self.choices)]
+        choices = ", ".join(f"`{choice}`" for choice in self.choices)
+        types = " or ".join(filter(None, [choices, *names]))
+        return ", ".join([types, *(f"{word} {bound:,}" for word, bound in self.bounds.items())])
 
     @property
     def is_text(self) -> bool:
         """Whether it holds any text, so that an override's text stands as it is."""
-        return not self.allowed and "text" in self.types
+        return "text" in self.types and not self.choices
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value is of the right type, and one of the choices; ranges are left to the config classes."""
-        if isinstance(value, str) and "`" in self.allowed:
-            return f"`{value}`" in self.allowed
-        return any(type(value) in TYPES[name] for name in self.types)  # of bool, too, which is not a number here
+        """Whether a value is allowed; rules about several settings are left to the config classes."""
+        if isinstance(value, str) and self.choices:
+            return value in self.choices
+        if not any(type(value) in TYPES[name] for name in self.types):  # not isinstance: a bool is not a number here
+            return False
+        if type(value) not in TYPES["number"]:
+            return True
+        return abs(value) < math.inf and all(BOUNDS[word](value, bound) for word, bound in self.bounds.items())
 
 
 def known() -> list[Setting]:

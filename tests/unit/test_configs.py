@@ -309,16 +309,16 @@ def test_the_defaults_are_those_of_the_config_classes():
 def test_a_setting_says_its_type_and_what_is_allowed():
     known = {f"{setting.section}.{setting.key}": setting for setting in settings.known()}
     assert known["model.vocab_size"].types == ["whole number", "null"]
-    assert known["model.vocab_size"].allowed == "at least 257, at most 1,048,576"
-    assert known["train.micro_batch_size"].allowed == "`auto`, or at least 1"
-    assert known["data.test_size"].allowed == "above 0, below 1"
+    assert known["model.vocab_size"].allowed == "whole number or null, at least 257, at most 1,048,576"
+    assert known["train.micro_batch_size"].allowed == "`auto` or whole number, at least 1"
+    assert known["data.test_size"].allowed == "number, above 0, below 1"
     assert known["data.path"].is_text and known["generate.prompt"].is_text
     assert not known["train.optim"].is_text and not known["train.seed"].is_text
     for name, good, bad in [
         ("train.optim", ["adamw"], ["sgd", None, 5]),
-        ("train.seed", [5], [True, 5.0, "5"]),
-        ("train.lora_alpha", [5, 5.0, None], [False, "5"]),
-        ("train.micro_batch_size", ["auto", 5], ["all", True]),
+        ("train.seed", [5, 0], [True, 5.0, "5", -1, 2**32]),
+        ("train.lora_alpha", [5, 5.0, None], [False, "5", 0, float("nan"), float("inf")]),
+        ("train.micro_batch_size", ["auto", 5], ["all", True, 0]),
         ("train.torch_compile", ["auto", True], [5]),
         ("data.path", ["x", ["x"], None], [5]),
     ]:

@@ -179,7 +179,7 @@ def test_a_gpu_is_found_as_nvidia_smi_writes_it(said, means):
         (["--data", "README.md"], "README.md is not the data.json of a run", "make data"),
         (["train.bach_size=3"], "train.bach_size: no such setting", "train.batch_size"),
         (["batch_size=3"], "not of the form", "train.batch_size=3"),
-        (["train.batch_size=some"], "train.batch_size = 'some': expected whole number", "train.batch_size"),
+        (["train.batch_size=some"], "train.batch_size = 'some': allowed is whole number", "train.batch_size"),
         (["train.optim=sgd"], "train.optim = 'sgd'", ""),
         (["train.seed=010"], "not understood: '010'", ""),
         (["--tokens", "-3"], "a whole number above 0", ""),
@@ -331,9 +331,11 @@ def test_a_model_from_scratch_has_the_vocabulary_of_its_tokenizer(tmp_path):
         (["--mfu", "nan"], "--mfu nan"),
         (["--mfu", "-1"], "--mfu -1"),
         (["--tokens-per-second", "nan"], "not a speed"),
-        (["train.batch_size=-1"], "impossible"),
-        (["data.context_length=-5"], "impossible"),
-        (["train.lora_rank=-4"], "impossible"),
+        (["train.batch_size=-1"], "train.batch_size = -1: allowed is whole number, at least 1"),
+        (["data.context_length=-5"], "data.context_length = -5"),
+        (["train.lora_rank=-4"], "train.lora_rank = -4"),
+        (["train.num_train_epochs=1e400"], "train.num_train_epochs = inf"),
+        (["--context", "4"], "data.context_length = 4"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(words, message):

@@ -44,9 +44,10 @@ def settings() -> list[Setting]:
             key=key,
             types=_types(schema),
             default=schema["default"],
-            allowed=_allowed(schema),
-            about=" ".join(schema.get("description", "").split()),
             scratch_default=SCRATCH_DEFAULTS.get(key) if section == "model" else None,
+            choices=_choices(schema),
+            bounds=_bounds(schema),
+            about=" ".join(schema.get("description", "").split()),
         )
         for section, home in _sections().items()
         for key, schema in home["properties"].items()
@@ -55,12 +56,7 @@ def settings() -> list[Setting]:
 
 def as_json() -> str:
     """settings.json: a setting per line."""
-    lines = []
-    for setting in settings():
-        content = {
-            key: value for key, value in asdict(setting).items() if key != "scratch_default" or value is not None
-        }
-        lines.append(json.dumps(content, ensure_ascii=False))
+    lines = [json.dumps(asdict(setting), ensure_ascii=False) for setting in settings()]
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
@@ -74,16 +70,10 @@ def _tables() -> list[str]:
     lines = []
     for section, home in _sections().items():
         lines += [f"### {section}", "", " ".join(home["description"].split()), ""]
-        lines += ["| setting | default | type | allowed | what it does |", "|---|---|---|---|---|"]
+        lines += ["| setting | default | allowed | what it does |", "|---|---|---|---|"]
         for setting in settings():
             if setting.section == section:
-                cells = [
-                    f"`{setting.key}`",
-                    _default(setting),
-                    " or ".join(setting.types),
-                    setting.allowed,
-                    setting.about,
-                ]
+                cells = [f"`{setting.key}`", _default(setting), setting.allowed, setting.about]
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
     return lines
@@ -114,14 +104,14 @@ def _types(schema: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(TYPES[each["type"]] for each in schema.get("anyOf", [schema])))
 
 
-def _allowed(schema: dict[str, Any]) -> str:
-    """The choices or the range, in words."""
-    if "anyOf" in schema:
-        return ", or ".join(filter(None, map(_allowed, schema["anyOf"])))
-    if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{choice}`" for choice in schema.get("enum") or [schema["const"]])
+def _choices(schema: dict[str, Any]) -> list[str]:
+    parts = schema.get("anyOf", [schema])
+    return [choice for part in parts for choice in part.get("enum", [part["const"]] if "const" in part else [])]
+
+
+def _bounds(schema: dict[str, Any]) -> dict[str, float]:
     words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    return ", ".join(f"{word} {schema[key]:,}" for key, word in words.items() if key in schema)
+    return {word: part[key] for part in schema.get("anyOf", [schema]) for key, word in words.items() if key in part}
 
 
 if __name__ == "__main__":
