@@ -1,11 +1,13 @@
 """The plan's arithmetic against transformers, the source documents and the configs; its options, reader and output."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ from maketune.core.settings import load_config
 from maketune_common import pins, settings
 from maketune_common.plan import arithmetic as plan
 from maketune_common.plan import fit, gpus, page, request, runs
-from maketune_common.plan.__main__ import parser
+from maketune_common.plan.__main__ import main, parser
 from maketune_common.plan.arithmetic import Model, Training
 from support.workspace import REPOSITORY
 
@@ -31,14 +33,15 @@ ODD += [(24, 32, 1, 31, 100), (30, 60, 6, 4097, 17)]
 GB = 1e9
 
 
-def run(*words, cwd=REPOSITORY, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "maketune_common.plan", *words],
-        cwd=cwd,
-        env={"PYTHONPATH": str(REPOSITORY / "src"), "PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-    )
+def run(*words, cwd=REPOSITORY):
+    """The plan's exit code and what it prints."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            code = main(list(words))
+        except SystemExit as ended:
+            code = ended.code
+    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 def content(*words, **more):

@@ -26,7 +26,8 @@ TYPES = {
     "array": "list of texts",
     "null": "null",
 }
-"""JSON schema's types in words; the only lists are of texts."""
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+"""JSON schema's types and bounds in words; the only lists are of texts."""
 
 
 def main() -> int:
@@ -42,11 +43,11 @@ def settings() -> list[Setting]:
         Setting(
             section=section,
             key=key,
-            types=_types(schema),
+            types=list(dict.fromkeys(TYPES[part["type"]] for part in _alternatives(schema))),
             default=schema["default"],
             scratch_default=SCRATCH_DEFAULTS.get(key) if section == "model" else None,
-            choices=_choices(schema),
-            bounds=_bounds(schema),
+            choices=[choice for part in _alternatives(schema) for choice in _choices(part)],
+            bounds={BOUNDS[key]: part[key] for part in _alternatives(schema) for key in BOUNDS if key in part},
             about=" ".join(schema.get("description", "").split()),
         )
         for section, home in _sections().items()
@@ -86,12 +87,9 @@ def _sections() -> dict[str, Any]:
 
 
 def _default(setting: Setting) -> str:
-    text = f"`{_written(setting.default)}`"
-    return (
-        text
-        if setting.scratch_default is None
-        else f"{text}; `{_written(setting.scratch_default)}` with `init: scratch`"
-    )
+    if setting.scratch_default is not None:
+        return f"`{_written(setting.scratch_default)}` with `init: scratch`"
+    return f"`{_written(setting.default)}`"
 
 
 def _written(value: Any) -> str:
@@ -99,19 +97,12 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value).replace("e-0", "e-")
 
 
-def _types(schema: dict[str, Any]) -> list[str]:
-    """The types that a setting may have, in words."""
-    return list(dict.fromkeys(TYPES[each["type"]] for each in schema.get("anyOf", [schema])))
+def _alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return schema.get("anyOf", [schema])
 
 
-def _choices(schema: dict[str, Any]) -> list[str]:
-    parts = schema.get("anyOf", [schema])
-    return [choice for part in parts for choice in part.get("enum", [part["const"]] if "const" in part else [])]
-
-
-def _bounds(schema: dict[str, Any]) -> dict[str, float]:
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    return {word: part[key] for part in schema.get("anyOf", [schema]) for key, word in words.items() if key in part}
+def _choices(part: dict[str, Any]) -> list[str]:
+    return part.get("enum") or ([part["const"]] if "const" in part else [])
 
 
 if __name__ == "__main__":
