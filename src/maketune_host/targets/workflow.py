@@ -37,7 +37,8 @@ def overrides(text: str) -> List[str]:
     """ARGS as settings over the config's. Raises UserError for what is no setting."""
     settings = words(text)
     for word in settings:
-        configs.override(word)
+        if word.startswith("-"):
+            raise UserError(f"ARGS: {word!r} is not of the form section.key=value", 'as in ARGS="train.max_steps=40"')
     return settings
 
 
