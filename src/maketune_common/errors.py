@@ -1,4 +1,4 @@
-"""What a user can cause, the exit codes that say so, and what to do about an error of the operating system."""
+"""Errors that a user can cause, exit codes, and what to do about errors of the operating system."""
 
 import difflib
 import errno
@@ -7,7 +7,7 @@ from typing import Iterable
 INPUT, UNFIT, OUT_OF_MEMORY = 2, 3, 4
 SIGINT, SIGTERM = 130, 143
 CODES = (0, INPUT, UNFIT, OUT_OF_MEMORY, SIGINT, SIGTERM)
-"""How a step ends in good order."""
+"""The exit codes of a step; any other is a crash."""
 
 
 class UserError(Exception):
@@ -20,14 +20,14 @@ class UserError(Exception):
 
 
 class Unfit(UserError):
-    """The environment cannot do what is asked."""
+    """The environment cannot do what was asked."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint, UNFIT)
 
 
 class Stopped(BaseException):
-    """A signal asked the program to end, and what was worth saving is saved. No `except Exception` holds it up."""
+    """A signal asked the program to end, and what was worth saving is saved. `except Exception` does not catch it."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"stopped by a signal ({code})")
@@ -43,9 +43,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def os_hint(error: OSError) -> str:
     """What to do about an error of the operating system; empty where nothing general helps."""
     return {
-        errno.ENOSPC: "free some space (`make clean` lists what maketune holds), then repeat: finished work is kept",
-        errno.EFBIG: "a limit on file sizes (ulimit -f) is in the way; raise it, then repeat: finished work is kept",
-        errno.EDQUOT: "your disk quota is used up; free some space, then repeat: finished work is kept",
+        errno.ENOSPC: "free some space (`make clean` lists what is stored), then run it again: finished work is kept",
+        errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run it again: finished work is kept",
+        errno.EDQUOT: "your disk quota is used up; free some space, then run it again: finished work is kept",
         errno.EACCES: "give yourself access to it (ls -l, chown, chmod)",
         errno.EPERM: "give yourself access to it (ls -l, chown, chmod)",
         errno.EROFS: "that file system is read-only; runs/ and .cache/ must be writable",

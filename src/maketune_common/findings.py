@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Mapping, NamedTuple, Sequence
 
-from maketune_common.pins import covers, version
+from maketune_common.pins import has_kernels, version
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 WORST_FIRST = (FAIL, WARN, SKIPPED, OK)
@@ -146,12 +146,12 @@ def gpu_too_new(gpus: Sequence[Gpu], pins: Pins, flavors: Mapping[str, Pins]) ->
     if not known:
         return Finding("gpu-too-new", SKIPPED, "the driver does not report the compute capability")
     supported = "{COMPUTE_CAPABILITY_MINIMUM} to {COMPUTE_CAPABILITY_MAXIMUM}".format(**pins)
-    bad = [gpu for gpu in known if not covers(pins, gpu.capability)]
+    bad = [gpu for gpu in known if not has_kernels(pins, gpu.capability)]
     found = "; ".join(f"{gpu} has compute capability {gpu.capability}" for gpu in bad or known)
     fixes = []
     if bad:
         found += f", and this flavor's wheels hold kernels for {supported}"
-        others = [name for name, other in flavors.items() if all(covers(other, gpu.capability) for gpu in gpus)]
+        others = [name for name, other in flavors.items() if all(has_kernels(other, gpu.capability) for gpu in gpus)]
         newer = all(version(gpu.capability) > version(pins["COMPUTE_CAPABILITY_MAXIMUM"]) for gpu in bad)
         if others:
             fixes.append("use a flavor that has them: " + " or ".join(f"FLAVOR={name}" for name in others))

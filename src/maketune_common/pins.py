@@ -23,15 +23,15 @@ def flavors(root: Path) -> list[str]:
     return sorted(pins, key=lambda name: (not pins[name]["CUDA_VERSION"], version(pins[name]["PREFERENCE"]), name))
 
 
-def covers(pins: Mapping[str, str], capability: str) -> bool:
-    """Whether a flavor's wheels hold kernels for a compute capability; True where the driver does not say which."""
-    low, high = (version(pins[f"COMPUTE_CAPABILITY_{end}"]) for end in ("MINIMUM", "MAXIMUM"))
-    return bool(low) and (not capability or low <= version(capability) <= high)
-
-
 def read_flavor(root: Path, flavor: str) -> dict[str, str]:
     """The pins of a flavor."""
     return read_env(root / FLAVORS / f"{flavor}.env")
+
+
+def has_kernels(flavor: Mapping[str, str], capability: str) -> bool:
+    """Whether a flavor's wheels hold kernels for GPUs of a compute capability, as `8.9`; true if it is not known."""
+    low, high = flavor["COMPUTE_CAPABILITY_MINIMUM"], flavor["COMPUTE_CAPABILITY_MAXIMUM"]
+    return bool(low) and (not capability or version(low) <= version(capability) <= version(high))
 
 
 def read_env(path: str | Path) -> dict[str, str]:

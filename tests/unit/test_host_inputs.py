@@ -10,7 +10,7 @@ import pytest
 
 from maketune_common.contract import RunDirectory
 from maketune_common.errors import UserError
-from maketune_host.launch import configured, inputs, runs
+from maketune_host.launch import inputs, runs
 from maketune_host.targets import workflow
 
 ODD = 'my $HOME "file" é:it\'s,1.csv'
@@ -137,36 +137,6 @@ def test_test_texts_named_in_args_become_absolute_paths(root):
         f"{root}/a.txt",
     )
     assert "data.test_path: there is no" in refused(workflow.texts, ["data.test_path=b.txt"], None, [root])[0]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "data:\n  path: my texts.txt  # all of them\n  test_path: 'it''s é.txt'\n",
-        'data: {context_length: 64, path: "my texts.txt", test_path: it\'s é.txt}\n',
-        "# data: {path: x}\nmodel: {name: gpt2}\ndata:\n    context_length: 64\n    path:\n    - my texts.txt\n\n"
-        "    - 'a, b.txt'\n    test_path: [\"my texts.txt\", it's é.txt]\ntrain:\n  path: wrong.txt\n",
-        'data: {\n  path: [my texts.txt, "a, b.txt"],\n  template: "{a}, {b}"\n}\neval: {split: all}\n',
-        "data:\n  # none\n  path: null\n  test_path: ~\n  dataset: Salesforce/wikitext\n",
-        "model: {name: gpt2}\n",
-        "",
-    ],
-)
-def test_the_texts_of_a_config_are_those_that_yaml_reads(tmp_path, text):
-    import yaml
-
-    (tmp_path / "mine.yaml").write_text(text)
-    section = (yaml.safe_load(text) or {}).get("data", {})
-    wanted = {key: section[key] for key in ("path", "test_path") if section.get(key)}
-    wanted = {key: each if isinstance(each, list) else [each] for key, each in wanted.items()}
-    assert configured.texts(tmp_path / "mine.yaml") == wanted
-
-
-@pytest.mark.parametrize("value", ["&a x.txt", "|\n    x.txt", "[a.txt,", "!!str x.txt", '"half'])
-def test_a_path_that_takes_more_of_yaml_is_named_with_its_line(tmp_path, value):
-    (tmp_path / "mine.yaml").write_text(f"data:\n  path: {value}\n")
-    message, hint = refused(configured.texts, tmp_path / "mine.yaml")
-    assert "mine.yaml:2: data.path" in message and "DATA=" in hint
 
 
 def test_args_go_before_the_configs_texts_and_those_are_found_as_data_is(root):

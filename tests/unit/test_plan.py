@@ -1,19 +1,23 @@
 """The plan's arithmetic against transformers, the source documents and the configs; its options, reader and output."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from maketune.core.config import ModelConfig
 from maketune.core.settings import load_config
+from maketune_common import pins, settings
 from maketune_common.plan import arithmetic as plan
-from maketune_common.plan import gpus, inputs
-from maketune_common.plan.arithmetic import Model, Run
+from maketune_common.plan import fit, gpus, page, request, runs
+from maketune_common.plan.__main__ import main, parser
+from maketune_common.plan.arithmetic import Model, Training
 from support.clones import clone as cloned
 from support.workspace import REPOSITORY
 
@@ -29,14 +33,15 @@ ODD += [(24, 32, 1, 31, 100), (30, 60, 6, 4097, 17)]
 GB = 1e9
 
 
-def run(*words, cwd=REPOSITORY, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "maketune_common.plan", *words],
-        cwd=cwd,
-        env={"PYTHONPATH": str(REPOSITORY / "src"), "PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-    )
+def run(*words, cwd=REPOSITORY):
+    """The plan's exit code and what it prints."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            code = main(list(words))
+        except SystemExit as ended:
+            code = ended.code
+    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 def content(*words, **more):
@@ -55,24 +60,6 @@ def test_parameters_are_those_that_transformers_counts():
             shape = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": positions}
             made = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, bos_token_id=None, eos_token_id=None, **shape))
         assert Model(layers, width, heads, vocabulary, positions).parameters == made.num_parameters()
-
-
-def test_the_defaults_are_those_of_the_config_classes():
-    scratch = ModelConfig(init="scratch")
-    assert {key: getattr(scratch, key) for key in plan.SCRATCH} == plan.SCRATCH
-    config = load_config(str(REPOSITORY / "configs/gpt2.yaml"), [])
-    found = inputs.defaults()
-    for section in ("data", "train"):
-        for key, field in type(getattr(config, section)).model_fields.items():
-            assert found[section][key] == field.default, key
-
-
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_reader_reads_every_config_as_yaml_does(path):
-    config = load_config(str(path), []).model_dump()
-    for section, values in inputs.read_config(path).items():
-        for key, value in values.items():
-            assert isinstance(config[section][key], list | dict) or value == config[section][key], key
 
 
 # The figures of the source documents: quoted, and what the arithmetic says.
@@ -94,14 +81,14 @@ def test_gpt2_small_is_compute_optimal_at_the_quoted_flops_by_the_chinchilla_fit
 
 def test_1_5b_trained_plainly_takes_far_more_than_12_gb_and_lora_with_checkpointing_does_not():
     xl, room = Model(*plan.MODELS["gpt2-xl"]), gpus.find("RTX 4070 Ti").memory
-    assert plan.memory(Run(xl, context=1024, micro_batch=1)).total > 2 * room
-    plain = Run(xl, context=1024, micro_batch=4, dropout=0.1)  # GPT-2's own
+    assert plan.memory(Training(xl, context=1024, micro_batch=1)).total > 2 * room
+    plain = Training(xl, context=1024, micro_batch=4, dropout=0.1)  # GPT-2's own
     whole, half = (plan.memory(replace(plain, precision=each)).total for each in ("fp32", "bf16"))
     assert whole > 50 * GB  # as quoted
     words = ("--model", "gpt2-xl", "--context", "1024", "--micro-batch", "4", "--gpu", "A100 SXM4 80GB")
     assert content(*words, "--precision", "fp32")["memory"]["total"] == whole
     assert 1 < whole / half < 2  # quoted: two to three times less
-    ways = plan.ways_to_fit(Run(xl, context=1024, precision="bf16"), room)
+    ways = fit.ways_to_fit(Training(xl, context=1024, precision="bf16"), room)
     first = ways[0][0]
     assert (first.lora_rank, first.checkpointing, first.context) == (16, True, 1024)
     assert all(plan.memory(way).total <= room for way, _ in ways)
@@ -127,7 +114,7 @@ def test_where_activations_are_few_a_gpus_peak_is_when_the_weights_change():
     with Made() as made:
         optimizer.step()
     assert made.roots == 4 * 1030
-    run = Run(Model(*plan.MODELS["gpt2-xl"]), context=1024, micro_batch=1, checkpointing=True)
+    run = Training(Model(*plan.MODELS["gpt2-xl"]), context=1024, micro_batch=1, checkpointing=True)
     parts, count = plan.memory(run), run.model.parameters
     assert (parts.weights, parts.gradients, parts.optimizer) == (4 * count, 4 * count, 12 * count)
     assert parts.activations == parts.logits == 0 and plan.checkpoint_bytes(run) == 12 * count
@@ -137,7 +124,7 @@ def test_where_activations_are_few_a_gpus_peak_is_when_the_weights_change():
 def test_8_bit_adamw_has_the_embeddings_moments_in_fp32():
     model = Model(*plan.MODELS["gpt2"])
     embeddings = (50257 + 1024) * 768
-    run = Run(model, optimizer="adamw_8bit")
+    run = Training(model, optimizer="adamw_8bit")
     assert plan.memory(run).optimizer == (model.parameters - embeddings) * (2 + 8 / 256) + embeddings * 8
     assert plan.memory(replace(run, lora_rank=8)).optimizer == model.adapters(8) * (2 + 8 / 256)
 
@@ -149,10 +136,10 @@ def test_every_gpt2_config_fits_a_12_gb_card(path):
 
 
 def test_the_table_has_forty_gpus_whose_rates_agree_with_their_generation():
-    assert len(gpus.GPUS) >= 40 and len({gpus.key(gpu.name) for gpu in gpus.GPUS}) == len(gpus.GPUS)
+    assert len(gpus.CARDS) >= 40 and len({gpus.key(card.name) for card in gpus.CARDS}) == len(gpus.CARDS)
     ratios = {"6.0": [1], "6.1": [1], "7.0": [8], "7.5": [4, 8], "8.0": [16], "8.6": [2, 4], "8.9": [2, 4], "12.0": [2]}
     ratios |= {"9.0": [13.9, 14.8], "10.0": [30]}
-    for gpu in gpus.GPUS:
+    for gpu in gpus.CARDS:
         assert gpu.memory and gpu.bandwidth and gpu.watts and gpu.source
         assert (gpu.bf16 > 0) == (float(gpu.capability) >= 8) and gpu.bf16 in (0, gpu.fp16)
         assert any(gpu.fp16 / gpu.fp32 == pytest.approx(ratio, rel=0.02) for ratio in ratios[gpu.capability]), gpu.name
@@ -179,17 +166,25 @@ def test_a_gpu_is_found_as_nvidia_smi_writes_it(said, means):
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
-        (["--gpu", "RTX 4070 Tie"], "no figures for a GPU named 'RTX 4070 Tie'", "RTX 4070 Ti"),
-        (["--gpu", "A100"], "no figures for a GPU named 'A100'", "A100 PCIe 40GB or A100 SXM4 40GB"),
-        (["--gpu", "NVIDIA GeForce RTX 4070 Laptop GPU"], "no figures", "RTX 4070"),
-        (["--model", "gpt3"], "the shape of 'gpt3' is not known", "did you mean gpt2?"),
+        (["--gpu", "RTX 4070 Tie"], "unknown GPU 'RTX 4070 Tie'", "RTX 4070 Ti"),
+        (["--gpu", "A100"], "unknown GPU 'A100'", "A100 PCIe 40GB or A100 SXM4 40GB"),
+        (["--gpu", "NVIDIA GeForce RTX 4070 Laptop GPU"], "unknown GPU", "RTX 4070"),
+        (["--model", "gpt3"], "the shape of the model 'gpt3' is unknown", "did you mean gpt2?"),
         (["--layers", "3"], "--layers, --width and --heads go together", "--width 768"),
         (["--layers", "2", "--width", "10", "--heads", "3"], "width 10 is not a multiple of 3 heads", "--heads"),
         (["--model", "gpt2", "--context", "2048"], "gpt2 sees 1,024 tokens, not 2,048", "--context 1024"),
-        (["--gpu", "Tesla T4", "--precision", "bf16"], "Tesla T4 (capability 7.5) has no bf16", "--precision fp16"),
+        (
+            ["--gpu", "Tesla T4", "--precision", "bf16"],
+            "Tesla T4 (compute capability 7.5) has no bf16",
+            "--precision fp16",
+        ),
         (["--config", "configs/none.yaml"], "configs/none.yaml: cannot be read", "CONFIG="),
-        (["--data", "README.md"], "README.md is no data.json", "make data"),
-        (["train.bach_size=3"], "plan has no setting 'train.bach_size=3'", "train.batch_size"),
+        (["--data", "README.md"], "README.md is not the data.json of a run", "make data"),
+        (["train.bach_size=3"], "train.bach_size: no such setting", "train.batch_size"),
+        (["batch_size=3"], "not of the form", "train.batch_size=3"),
+        (["train.batch_size=some"], "train.batch_size = 'some': allowed is whole number", "train.batch_size"),
+        (["train.optim=sgd"], "train.optim = 'sgd'", ""),
+        (["train.seed=010"], "not understood: '010'", ""),
         (["--tokens", "-3"], "a whole number above 0", ""),
     ],
 )
@@ -201,12 +196,46 @@ def test_wrong_input_is_named_with_the_way_out_and_exit_2(words, error, hint):
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("train: &anchor\n  seed: 1\n", 1), ("model:\n  name: gpt2\n- a\n", 3), ("train: {a: [1, 2]}\n", 1)],
+    [("train: &anchor\n  seed: 1\n", 1), ("model:\n  name: gpt2\n- a\n", 3), ("train: {batch_size: 0x1}\n", 1)],
 )
-def test_the_reader_refuses_what_it_does_not_understand(tmp_path, text, line):
+def test_a_config_that_takes_the_whole_of_yaml_is_refused(tmp_path, text, line):
     (tmp_path / "odd.yaml").write_text(text)
     done = run("--config", "odd.yaml", cwd=tmp_path)
-    assert done.returncode == 2 and f"odd.yaml:{line}: plan does not understand" in done.stderr
+    assert done.returncode == 2 and f"odd.yaml:{line}: not understood" in done.stderr
+
+
+def test_a_runs_own_config_is_planned_with_any_prompt(tmp_path):
+    words = ["generate.prompt=" + "A: [long] prompt, 'quoted' \n" * 20, "data.template={text}\n\n#{text}"]
+    config = load_config(str(REPOSITORY / "configs/smoke.yaml"), words).model_dump()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    planned = content("--config", str(tmp_path / "config.yaml"))
+    expected = content("--config", "configs/smoke.yaml")
+    assert planned | {"source": ""} == expected | {"source": ""}
+
+
+def test_the_plan_names_the_flavors_with_kernels_for_the_card():
+    flavors = {name: pins.read_flavor(REPOSITORY, name) for name in pins.flavors(REPOSITORY)}
+    for name in ("GTX 1060 6GB", "Tesla T4", "RTX 4090", "H200", "RTX 5090", "B200"):
+        card = gpus.find(name)
+        expected = [flavor for flavor, pinned in flavors.items() if pins.has_kernels(pinned, card.capability)]
+        assert content("--model", "gpt2", "--gpu", name)["flavors"] == expected
+    cuda = {"COMPUTE_CAPABILITY_MINIMUM": "5.0", "COMPUTE_CAPABILITY_MAXIMUM": "9.0"}
+    supported = {"4.9": False, "5.0": True, "8.9": True, "9.0": True, "9.1": False, "10.0": False, "12.0": False}
+    assert {capability: pins.has_kernels(cuda, capability) for capability in supported} == supported
+    assert not pins.has_kernels(dict.fromkeys(cuda, ""), "8.9")
+
+
+def test_a_card_without_such_a_flavor_has_a_line_that_says_which_cuda_it_needs(tmp_path, monkeypatch):
+    (tmp_path / "docker/flavors").mkdir(parents=True)
+    lines = (
+        "CUDA_VERSION=12.4\nCOMPUTE_CAPABILITY_MINIMUM=5.0\nCOMPUTE_CAPABILITY_MAXIMUM=9.0\nCUDA_FOR_NEWER_GPUS=12.8\n"
+    )
+    (tmp_path / "docker/flavors/old.env").write_text(lines)
+    monkeypatch.setattr(request, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("RTX 5090", "it needs CUDA 12.8 or later"), ("RTX 4090", "in flavor old")):
+        planned = request.make(parser().parse_args(["--model", "gpt2", "--gpu", name]))
+        assert any(words in line for line in page.lines(planned) if line.startswith("kernels"))
 
 
 def test_options_go_over_overrides_and_those_over_the_config():
@@ -221,7 +250,7 @@ def test_the_dropout_is_the_models_own(tmp_path):
     assert content("--model", str(tmp_path), "--context", "32")["run"]["dropout"] == 0.25
     assert content(*smoke, "--model", str(tmp_path), "--context", "32")["run"]["dropout"] == 0.25
     assert content(*smoke)["run"]["dropout"] == scratch.model.dropout
-    assert content(*smoke, "model.dropout=null")["run"]["dropout"] == plan.SCRATCH["dropout"]
+    assert content(*smoke, "model.dropout=null")["run"]["dropout"] == settings.scratch_defaults()["dropout"]
     assert content(*smoke, "model.dropout=0")["run"]["dropout"] == 0
 
 
@@ -292,12 +321,10 @@ def test_make_plan_takes_the_config_and_the_card_of_the_host(tmp_path):
 
 
 def test_a_model_from_scratch_has_the_vocabulary_of_its_tokenizer(tmp_path):
-    from maketune_common.plan import inputs
-
     (tmp_path / "data.json").write_text('{"vocabulary": 388}')
     (tmp_path / "none.json").write_text("{}")
-    assert inputs.data_vocabulary(tmp_path / "data.json") == 388
-    assert inputs.data_vocabulary(tmp_path / "none.json") == inputs.data_vocabulary(tmp_path / "gone.json") == 0
+    assert runs.data_vocabulary(tmp_path / "data.json") == 388
+    assert runs.data_vocabulary(tmp_path / "none.json") == runs.data_vocabulary(tmp_path / "gone.json") == 0
     assert content("--config", "configs/gpt2-scratch.yaml")["model"]["parameters"] == 124_439_808
 
 
@@ -306,10 +333,12 @@ def test_a_model_from_scratch_has_the_vocabulary_of_its_tokenizer(tmp_path):
     [
         (["--mfu", "nan"], "--mfu nan"),
         (["--mfu", "-1"], "--mfu -1"),
-        (["--tokens-per-second", "nan"], "no speed"),
-        (["train.batch_size=-1"], "no training"),
-        (["data.context_length=-5"], "no training"),
-        (["train.lora_rank=-4"], "no training"),
+        (["--tokens-per-second", "nan"], "not a speed"),
+        (["train.batch_size=-1"], "train.batch_size = -1: allowed is whole number, at least 1"),
+        (["data.context_length=-5"], "data.context_length = -5"),
+        (["train.lora_rank=-4"], "train.lora_rank = -4"),
+        (["train.num_train_epochs=1e400"], "train.num_train_epochs = inf"),
+        (["--context", "4"], "data.context_length = 4"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(words, message):

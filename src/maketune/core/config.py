@@ -5,7 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCRATCH_DEFAULTS = {"vocab_size": 8192, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.1}
+SCRATCH_DEFAULTS: dict[str, int | float] = {
+    "vocab_size": 8192,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+    "dropout": 0.1,
+}
 """What `init: scratch` uses where a config says nothing: GPT-2 small's shape, with a vocabulary for a small corpus."""
 
 RENAMED = {"eval.batch_size": "eval.micro_batch_size", "generate.batch_size": "generate.micro_batch_size"}

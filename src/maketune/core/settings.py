@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from maketune.core.config import RENAMED, Config, Section
-from maketune_common import contract
+from maketune_common import configs, contract
 from maketune_common.errors import UserError, nearest
 
 Tree = dict[str, Any]
@@ -93,15 +93,13 @@ def _apply(overrides: list[str], tree: Tree, lines: Lines) -> list[str]:
     """Put the overrides into the tree. Return a problem for each that is not of the form section.key=value."""
     problems = []
     for override in overrides:
-        name, equals, text = override.partition("=")
-        section, _, key = name.partition(".")
-        if equals and section and key and "." not in key:
-            _section(tree, section)[key] = _value(section, key, text)
-            lines.pop((section, key), None)
+        try:
+            section, key, text = configs.override(override)
+        except UserError as error:
+            problems.append(f"{error}; {error.hint}")
             continue
-        homes = [home for home in Config.model_fields if name in _fields(home)]
-        advice = f"did you mean {homes[0]}.{override}?" if homes else 'write it as in ARGS="train.max_steps=40"'
-        problems.append(f"{override!r} is not of the form section.key=value; {advice}")
+        _section(tree, section)[key] = _value(section, key, text)
+        lines.pop((section, key), None)
     return problems
 
 

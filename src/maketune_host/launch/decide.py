@@ -125,7 +125,7 @@ def for_gpus(chosen: Sequence[Gpu], flavors: Flavors) -> str:
     What still does not fit then is refused by the checks, which say why.
     """
     with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
-    capable = [name for name in with_gpu if all(pins.covers(flavors[name], gpu.capability) for gpu in chosen)]
+    capable = [name for name in with_gpu if all(pins.has_kernels(flavors[name], gpu.capability) for gpu in chosen)]
     oldest = min((pins.version(gpu.driver) for gpu in chosen), default=[0])
     suited = [name for name in capable if oldest >= pins.version(flavors[name]["DRIVER_MINIMUM"])]
     return (suited + capable + with_gpu)[0]

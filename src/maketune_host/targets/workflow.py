@@ -9,12 +9,12 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maketune_common import contract, pins
+from maketune_common import configs, contract, pins
 from maketune_common.errors import INPUT, Unfit, UserError
 from maketune_common.findings import Gpu
 from maketune_host.doctor import checks, facts, network
 from maketune_host.doctor.docker import Docker
-from maketune_host.launch import configured, container, decide, image, inputs, local, runs, venv
+from maketune_host.launch import container, decide, image, inputs, local, runs, venv
 from maketune_host.launch.launch import Launch, git_commit
 from maketune_host.launch.process import ask
 from maketune_host.targets.request import Request
@@ -101,7 +101,7 @@ def texts(arguments: list[str], config: Path | None, folders: list[Path]) -> tup
     the config's. Raises UserError for what cannot be read.
     """
     others, found = [], {}
-    named = configured.texts(config) if config else {}
+    named = configs.texts(config) if config else {}
     for word in arguments:
         key, _, value = word.partition("=")
         if key not in ("data.path", "data.test_path"):
@@ -111,7 +111,7 @@ def texts(arguments: list[str], config: Path | None, folders: list[Path]) -> tup
         if value in ("", "null"):
             others.append(word)
         elif value.startswith("["):
-            found[key] = inputs.named(configured.listed(value), folders, f"ARGS: {key}")
+            found[key] = inputs.named(configs.text_list(value), folders, f"ARGS: {key}")
         else:
             found[key] = inputs.data(value, folders, f"ARGS: {key}")
     for key, values in named.items():
