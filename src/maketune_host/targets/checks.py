@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from maketune_common import pins
+from maketune_common import contract, pins
 from maketune_host.doctor import facts
 from maketune_host.launch import decide, local, venv
 from maketune_host.launch.process import show, supervise
@@ -23,7 +24,8 @@ def test(root: Path, target: str, dry: bool) -> int:
 def lint(root: Path, target: str, dry: bool) -> int:
     """Check style, formatting and types. Every check runs, whatever the one before found."""
     python = str(venv.ensure(root, "dev", dry))
-    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "--cache-dir", ".cache/mypy"])
+    types = ["mypy", "--cache-dir", str(contract.CACHE / "mypy")]
+    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], types)
     return max([_run(root, python, ["-m", *check], dry) for check in checks])
 
 
@@ -32,15 +34,16 @@ def _flavor(root: Path, dry: bool) -> str:
     flavors = {name: pins.read_flavor(root, name) for name in pins.flavors(root)}
     if setting("FLAVOR") in flavors:
         return setting("FLAVOR")
-    made = [name for name in flavors if venv.made(root, name + venv.DEV)]
-    graphics = facts.Graphics() if made else facts.graphics()
-    device = decide.flavor("", "all", graphics.gpus, graphics, flavors, made, lambda page: not dry and answers(page))
+    installed = [name for name in flavors if venv.made(root, name + venv.DEV)]
+    graphics = facts.Graphics() if installed else replace(facts.graphics(), broken=False)  # no test needs a GPU
+    gpus = graphics.gpus
+    device = decide.flavor("", "all", gpus, graphics, flavors, installed, lambda page: not dry and answers(page))
     say(f"flavor: {device.flavor} ({device.reason})")
     return device.flavor
 
 
-def _run(root: Path, python: str, words: list[str], dry: bool) -> int:
+def _run(root: Path, python: str, arguments: list[str], dry: bool) -> int:
     if dry:
-        show([python, *words])
+        show([python, *arguments])
         return 0
-    return supervise([python, *words], cwd=str(root), env=local.environment(root, python))
+    return supervise([python, *arguments], cwd=str(root), env=local.environment(root, python))
