@@ -43,7 +43,7 @@ launch = @+'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/d
 	|| { echo 'error: $(PYTHON) is not a Python 3.8 or later' >&2; echo 'hint: install python3, or name one: make PYTHON=/path/to/python3' >&2; exit 3; }; \
 	exec '$(PYTHON)' -B -m maketune_host $@$(dry)
 
-.PHONY: help host-setup doctor image env-verify data train eval generate plan report publish monitor bench smoke shell test lint lock clean
+.PHONY: help host-setup doctor image env-verify data train eval generate plan report publish monitor bench smoke shell test test-all lint lock clean
 
 help: ## list targets and variables
 	@awk ' \
@@ -97,10 +97,13 @@ smoke: ## train a small model from scratch in a minute or two, on any hardware (
 shell: ## open a shell where the steps run
 	$(launch)
 
-test: ## run the tests (REQUIRE_DOCKER=1, REQUIRE_BROWSER=1: what is missing is a failure)
+test: ## run style, types and the tests that take minutes (ARGS=--quick: those that need no torch)
 	$(launch)
 
-lint: ## check style, formatting and types
+test-all: ## run every test: also containers, a browser, kills (REQUIRE_DOCKER=1, REQUIRE_BROWSER=1: skips are failures)
+	$(launch)
+
+lint: ## check style, formatting and types (ARGS=--fix: correct what can be corrected)
 	$(launch)
 
 lock: ## resolve docker/locks/ again from pyproject.toml and docker/flavors/ (ARGS=--upgrade: newest versions)

@@ -9,6 +9,8 @@ from maketune.bench import step as bench
 from maketune_common.errors import UserError
 from support import workspace
 
+pytestmark = pytest.mark.slow  # minutes
+
 SIZES = {"rounds": 1, "steps": 2, "layers": 1, "width": 16, "heads": 2, "vocabulary": 400, "context": 32, "batch": 4}
 TINY = [f"--{key}={value}" for key, value in SIZES.items()]
 

@@ -5,6 +5,8 @@ import pytest
 from maketune.bench import data
 from maketune_common.errors import UserError
 
+pytestmark = pytest.mark.slow  # minutes
+
 
 def test_both_ways_are_measured_on_the_same_text_and_nothing_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

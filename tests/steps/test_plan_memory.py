@@ -14,6 +14,8 @@ from maketune_common.plan import arithmetic as plan
 from maketune_common.plan.arithmetic import Model, Training
 from support import workspace
 
+pytestmark = pytest.mark.slow  # minutes
+
 # Imports once, then trains in a forked child a setting: two steps, whose peak the run's own metrics.jsonl tells.
 PROGRAM = """
 import json, os, sys

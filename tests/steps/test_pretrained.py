@@ -13,6 +13,8 @@ from maketune.train import step as train
 from support import workspace
 from support.assets import smollm2
 
+pytestmark = pytest.mark.slow  # minutes
+
 CONFIG = """
 data: {path: texts.txt, context_length: 64}
 train: {learning_rate: 3.0e-5, max_steps: 6, batch_size: 4, micro_batch_size: 2, save_total_limit: 1}

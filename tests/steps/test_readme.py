@@ -12,6 +12,8 @@ import pytest
 
 from support.workspace import REPOSITORY
 
+pytestmark = pytest.mark.slow  # minutes
+
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)

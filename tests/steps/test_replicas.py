@@ -25,6 +25,8 @@ from maketune_common.errors import UNFIT, Unfit
 from support import workspace
 from support.lives import Life, lines, said, same
 
+pytestmark = pytest.mark.slow  # minutes
+
 LENGTH = 32
 SETTINGS = ("train.save_steps=3", "train.eval_steps=4", "train.num_train_epochs=3")
 

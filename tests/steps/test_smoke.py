@@ -4,10 +4,13 @@ import json
 import math
 
 import numpy as np
+import pytest
 
 from maketune.data.store import Split
 from support import workspace
 from support.workspace import REPOSITORY
+
+pytestmark = pytest.mark.slow  # minutes
 
 
 def test_the_smoke_runs_perplexity_is_at_most_a_quarter_of_a_unigram_models(tmp_path):

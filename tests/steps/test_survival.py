@@ -21,6 +21,8 @@ from maketune.train import checkpoints
 from support import workspace
 from support.lives import Life, end, lines, prepare, said, same
 
+pytestmark = pytest.mark.slow  # minutes
+
 SETTINGS = ("train.save_steps=3", "train.eval_steps=4", "train.num_train_epochs=3")
 SILENT = ("train.save_steps=3", "train.eval_steps=0", "train.num_train_epochs=3")
 

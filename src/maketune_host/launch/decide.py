@@ -82,12 +82,12 @@ def flavor(
     chosen: Sequence[Gpu],
     graphics: Graphics,
     flavors: Flavors,
-    made: Sequence[str],
+    installed: Sequence[str],
     wheels_answer: Callable[[str], bool],
 ) -> Device:
     """FLAVOR and GPUS. Raises UserError or Unfit where both together, or this machine, cannot be.
 
-    `made`: flavors whose image or venv exists; `wheels_answer` tells whether a page of TORCH_WHEELS can be reached.
+    `installed`: flavors whose image or venv exists; `wheels_answer`: whether a page of TORCH_WHEELS can be reached.
     """
     if request and request not in flavors:
         hint = nearest(request, flavors) or "one of " + ", ".join(flavors)
@@ -107,7 +107,7 @@ def flavor(
     why = "GPUS=0" if gpus_request == "0" else "no GPU: " + graphics.reason
     if request:
         return Device(request, "0", "asked for; on the CPU, with GPUS=0")
-    return _for_cpu(why, flavors, made, wheels_answer)
+    return _for_cpu(why, flavors, installed, wheels_answer)
 
 
 def likely_flavor(request: str, gpus: Sequence[Gpu] | None, flavors: Flavors, made: Sequence[str]) -> str:
@@ -131,12 +131,12 @@ def for_gpus(chosen: Sequence[Gpu], flavors: Flavors) -> str:
     return (suited + capable + with_gpu)[0]
 
 
-def _for_cpu(why: str, flavors: Flavors, made: Sequence[str], wheels_answer: Callable[[str], bool]) -> Device:
+def _for_cpu(why: str, flavors: Flavors, installed: Sequence[str], wheels_answer: Callable[[str], bool]) -> Device:
     """A flavor for the CPU: one that is installed, else one whose wheels can be reached, else a GPU's."""
     with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
     for_cpu = [name for name in flavors if name not in with_gpu]
     for name in (*for_cpu, *with_gpu):
-        if name in made:
+        if name in installed:
             return Device(name, "0", f"{why}; already installed")
     for name in for_cpu:
         if not flavors[name]["TORCH_WHEELS"] or wheels_answer(flavors[name]["TORCH_WHEELS"]):

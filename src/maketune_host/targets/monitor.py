@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -43,7 +44,7 @@ def monitor(root: Path, target: str, dry: bool) -> int:
 
 def follow(run: contract.RunDirectory) -> int:
     """Print each line of metrics.jsonl as it comes, until the run has ended; 130 or 143 if a signal stops it."""
-    before = len(_steps(run))
+    before = len(_outcomes(run))
     lines, position = _read(run.metrics, 0)
     if not lines:
         say(f"runs/{run.name}: no step yet")
@@ -52,13 +53,13 @@ def follow(run: contract.RunDirectory) -> int:
         while True:
             for line in lines:
                 print(described(line), flush=True)
-            ended = _outcome(run, before)  # asked before reading: what is written before the end is still shown
-            if run.metrics.exists() and run.metrics.stat().st_size < position:
+            # asked before reading: what is written before the end is still shown
+            ended = "trained" if run.trained else "".join(_outcomes(run)[before:][-1:])
+            cut = run.metrics.exists() and run.metrics.stat().st_size < position
+            if cut:
                 say("cut back: the run continues from a checkpoint")
-                lines, position = _read(run.metrics, 0)
-                lines = lines[-1:]
-            else:
-                lines, position = _read(run.metrics, position)
+            lines, position = _read(run.metrics, 0 if cut else position)
+            lines = lines[-1:] if cut else lines
             if ended and not lines:
                 say(f"runs/{run.name}: {ended}")
                 return 0
@@ -70,21 +71,15 @@ def follow(run: contract.RunDirectory) -> int:
 
 def _read(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
     """The objects of the complete lines from a byte position on, and where those end."""
-    if not path.exists():
-        return [], position
-    with open(str(path), "rb") as file:
+    text, lines = b"", []
+    with contextlib.suppress(FileNotFoundError), open(str(path), "rb") as file:
         file.seek(position)
         text = file.read()
-    complete = text[: text.rfind(b"\n") + 1]
-    return [line for line in map(_parsed, complete.splitlines()) if line], position + len(complete)
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError:  # a crash left half a line
-        return {}
-    return content if isinstance(content, dict) else {}
+    text = text[: text.rfind(b"\n") + 1]
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):  # a crash left half a line
+            lines.append(json.loads(line))
+    return lines, position + len(text)
 
 
 def described(line: dict[str, Any]) -> str:
@@ -101,14 +96,7 @@ def described(line: dict[str, Any]) -> str:
     return text
 
 
-def _outcome(run: contract.RunDirectory, before: int) -> str:
-    """How the run ended; empty while it may continue. `before`: how many steps of its manifest are older than this."""
-    if run.trained:
-        return "trained"
-    trainings = [step for step in _steps(run)[before:] if step["step"] == "train"]
-    return str(trainings[-1]["outcome"]) if trainings else ""
-
-
-def _steps(run: contract.RunDirectory) -> list[dict[str, Any]]:
-    """The finished steps in the run's manifest."""
-    return runs.read_json(run.manifest).get("steps", [])
+def _outcomes(run: contract.RunDirectory) -> list[str]:
+    """How each train step that has ended did so, by the run's manifest."""
+    steps = runs.read_json(run.manifest).get("steps", [])
+    return [str(step["outcome"]) for step in steps if step["step"] == "train"]

@@ -71,8 +71,9 @@ def recognize_run_by_its_model(request: Request) -> None:
     if not request.model or request.data or request.run:
         return
     path = Path(os.path.realpath(request.model))
-    if path.name == "model" and path.parent.parent == (request.root / contract.RUNS).resolve():
-        request.model, request.run = "", path.parent.name
+    run = contract.RunDirectory(path.parent)
+    if path == run.model and run.path.parent == (request.root / contract.RUNS).resolve():
+        request.model, request.run = "", run.name
 
 
 def take_model_of_run(request: Request) -> None:

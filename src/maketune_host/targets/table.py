@@ -29,6 +29,7 @@ TARGETS: dict[str, Target] = {
     "bench": steps.bench,
     "shell": steps.shell,
     "test": checks.test,
+    "test-all": checks.test,
     "lint": checks.lint,
     "lock": lock.lock,
     "clean": clean.clean,

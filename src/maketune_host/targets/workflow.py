@@ -58,30 +58,27 @@ def decided(request: Request, verb: str, dry: bool) -> Launch:
         say(f"config: {config} ({'for the CPU' if on_cpu else 'there is a GPU'})")
     run = request.run or runs.new("eval" if verb == "eval" else Path(config).stem)
     if setting("RUN") or not request.exists:
-        say(f"run: runs/{run} ({'continues' if request.exists else 'new'})")
+        say(f"run: runs/{run} ({'existing' if request.exists else 'new'})")
     told = contract.Told(run=run, config=config, data=data, test_data=test_data, model=model)
     asked = told if verb in ("data", "train") else replace(told, data=request.data, model=request.model)
-    arguments = [*request.arguments, *arguments]
-    return launch(root, place, verb, told, arguments, dry, request.prompt, request.prompts, asked)
+    told = replace(told, command=command_line(verb, asked, place))
+    decided = launch(root, place, verb, told, [*request.arguments, *arguments], dry)
+    return replace(decided, prompt=request.prompt, prompts=request.prompts)
 
 
-def launch(
-    root: Path,
-    place: Place,
-    verb: str,
-    told: contract.Told,
-    arguments: list[str],
-    dry: bool,
-    prompt: str = "",
-    prompts: str = "",
-    asked: contract.Told | None = None,
-) -> Launch:
-    """The launch of a verb at a place. `told` names run, config and inputs, `asked` those that its command repeats."""
-    told = replace(told, flavor=place.flavor, gpus=place.gpus, runner=place.runner, git_commit=git_commit(root))
-    told = replace(told, command=command_line(verb, asked or told, place))
-    told = replace(told, terminal="1" if terminal() else "", stdout_terminal="1" if sys.stdout.isatty() else "")
-    base = setting("BASE_IMAGE")
-    return Launch(root, told, place.devices, place.docker, arguments, prompt, prompts, dry, base)
+def launch(root: Path, place: Place, verb: str, told: contract.Told, arguments: list[str], dry: bool) -> Launch:
+    """The launch of a verb at a place; `told` names the run, and the config and inputs where the verb has any."""
+    told = replace(
+        told,
+        flavor=place.flavor,
+        gpus=place.gpus,
+        runner=place.runner,
+        git_commit=git_commit(root),
+        command=told.command or command_line(verb, told, place),
+        terminal="1" if terminal() else "",
+        stdout_terminal="1" if sys.stdout.isatty() else "",
+    )
+    return Launch(root, told, place.devices, place.docker, arguments, dry=dry, base_image=setting("BASE_IMAGE"))
 
 
 def command_line(verb: str, told: contract.Told, place: Place) -> str:
@@ -144,11 +141,11 @@ def device(root: Path, dry: bool, gpus: str = "", to_build: bool = False) -> Pla
         checks.preflight(found, {})
     chosen = decide.gpus(gpus, graphics)
     flavors = found.flavors
-    made = environments(root, docker, runner.value)
-    flavor = decide.flavor(asked_flavor, gpus, chosen, graphics, flavors, made, lambda page: dry or answers(page))
+    installed = environments(root, docker, runner.value)
+    flavor = decide.flavor(asked_flavor, gpus, chosen, graphics, flavors, installed, lambda page: dry or answers(page))
     say(f"flavor: {flavor.flavor} ({flavor.reason})")
     chosen = chosen if flavor.gpus != "0" else []
-    found = replace(found, gpus=flavor.gpus, flavor=flavor.flavor, chosen=chosen, made=flavor.flavor in made)
+    found = replace(found, gpus=flavor.gpus, flavor=flavor.flavor, chosen=chosen, made=flavor.flavor in installed)
     checks.preflight(found, flavors[flavor.flavor])
     return Place(runner.value, flavor.flavor, flavor.gpus, chosen, docker)
 
