@@ -12,6 +12,7 @@ import zstandard
 
 from maketune.core.config import DataConfig
 from maketune.data import corpus, lines, sources
+from maketune.data.formats import READERS
 from maketune.data.problems import FIRST, Problems
 from maketune_common.errors import UserError
 
@@ -126,6 +127,20 @@ def test_a_template_joins_columns_of_any_format(tmp_path):
     (tmp_path / "b.csv").write_text("title,n,text\nT,3,body\n")
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "c.parquet")
     assert texts(tmp_path, template="{title} {{{n}}}\n\n{text}")[0] == ["T {3}\n\nbody"] * 3
+
+
+def test_a_template_leaves_out_damaged_csv_rows(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"n,text\n1,one\n2,b\xffd\n3,t\0o\n4,four\n")
+    found, dropped = texts(tmp_path / "a.csv", template="{n} {text}", on_error="skip")
+    assert found == ["1 one", "4 four"]
+    assert dropped == {"invalid_utf8": 1, "nul": 1}
+
+
+def test_every_format_of_the_settings_has_a_reader(tmp_path):
+    for name in READERS:
+        assert DataConfig(path="a", format=name).format == name
+    with pytest.raises(ValueError, match="Input should be " + ", ".join(f"'{name}'" for name in [*READERS][:-1])):
+        DataConfig(path="a", format="docx")
 
 
 def test_a_json_list_may_hold_strings(tmp_path):

@@ -1,9 +1,8 @@
-"""`bench data`: the data step against `datasets.map` with the same tokenizer, as the usual script has it.
+"""`bench data`: the data step against `datasets.map` with the same tokenizer, as in the usual script.
 
-Same text, same cores, one after the other in turns, each in a process of its own. Seconds are those from the text on
-the disk to the tokens on the disk, after the imports, which take both some seconds. Memory is the most that a process
-and its children held at once (proportional set size, so that what they share counts once;
-https://docs.kernel.org/filesystems/proc.html), sampled.
+Same text, same cores, in turns, each in its own process. Seconds are from the text on the disk to the tokens on the
+disk, without the imports, which take a few seconds in both. Memory is the highest sampled sum over a process and its
+children (proportional set size, so that shared memory counts once; https://docs.kernel.org/filesystems/proc.html).
 """
 
 import json
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,25 +61,25 @@ CLOCK = {
 SCRIPTS = {"maketune": OURS, "datasets.map": USUAL}
 SAMPLE_SECONDS = 0.1
 VOCABULARY = 8192
-"""Of the tokenizer that is trained where none is given."""
+"""Tokens of the tokenizer that is trained where none is given."""
 
 
 def run(arguments: list[str]) -> None:
-    """`bench data` with its options: print a table, or with --json the same for programs."""
+    """`bench data` with its options: print a table, or with --json the same figures as JSON."""
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     command.command()(bench)
     command(arguments, prog_name="bench data", standalone_mode=False)
 
 
 def bench(
-    megabytes: str = typer.Option("10,100", help="Sizes of the text, with commas between them."),
-    rounds: int = typer.Option(2, min=1, help="Times that each is measured; the fastest counts."),
-    tokenizer: str = typer.Option("", help="A tokenizer's folder; without one, a byte-level BPE is trained."),
+    megabytes: str = typer.Option("10,100", help="Sizes of the text, separated by commas."),
+    rounds: int = typer.Option(2, min=1, help="Measurements of each; the fastest counts."),
+    tokenizer: str = typer.Option("", help="Folder of a tokenizer; without it, a byte-level BPE is trained."),
     as_json: bool = typer.Option(False, "--json"),
 ) -> None:
     """Measure the data step against datasets.map."""
     if not all(size.isdecimal() and int(size) for size in megabytes.split(",")):
-        raise UserError(f"--megabytes={megabytes}: whole numbers with commas between them", "as in --megabytes=10,100")
+        raise UserError(f"--megabytes={megabytes}: needs whole numbers and commas", "as in --megabytes=10,100")
     Path(".cache").mkdir(exist_ok=True)
     rows = []
     with tempfile.TemporaryDirectory(prefix="bench-", dir=".cache") as name:
@@ -87,12 +87,12 @@ def bench(
         _tokenizer(folder / "tokenizer", tokenizer)
         for size in map(int, megabytes.split(",")):
             write_text(folder / "text.txt", size)
-            found: dict[str, list[dict[str, Any]]] = {method: [] for method in SCRIPTS}
+            results: dict[str, list[dict[str, Any]]] = {method: [] for method in SCRIPTS}
             for _ in range(rounds):
-                for method, results in found.items():
-                    results.append(_measure(method, folder, size))
-                    say(f"bench: {results[-1]}")
-            rows += [min(results, key=lambda row: row["seconds"]) for results in found.values()]
+                for method, measured in results.items():
+                    measured.append(_measure(method, folder, size))
+                    say(f"bench: {measured[-1]}")
+            rows += [min(measured, key=lambda row: row["seconds"]) for measured in results.values()]
     hardware = {"cpu": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))}
     versions = {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
     if as_json:
@@ -108,7 +108,7 @@ def bench(
 
 
 def write_text(path: Path, megabytes: int) -> None:
-    """Python's documentation over and over, a paragraph a line, a tenth of the words replaced by others of its own."""
+    """Python's documentation repeated, one paragraph per line, a tenth of its words replaced by other words of it."""
     draw = random.Random(0)
     paragraphs = [text.split(" ") for text in corpus.documents(DataConfig(builtin="python-docs"), Problems())]
     words = [word for paragraph in paragraphs for word in paragraph]
@@ -126,7 +126,7 @@ def _tokenizer(folder: Path, given: str) -> None:
 
     if given:
         if not Path(given, "tokenizer.json").is_file():
-            raise UserError(f"--tokenizer={given}: no tokenizer.json in it", "name a folder that save_pretrained wrote")
+            raise UserError(f"--tokenizer={given}: tokenizer.json is missing", "name a folder of save_pretrained")
         AutoTokenizer.from_pretrained(given, local_files_only=True).save_pretrained(folder)
         return
     from maketune.data.bpe import train
@@ -136,7 +136,7 @@ def _tokenizer(folder: Path, given: str) -> None:
 
 
 def _measure(method: str, folder: Path, megabytes: int) -> dict[str, Any]:
-    """Run one of the two from nothing, and watch it."""
+    """Run one of the two with empty caches, and sample its memory."""
     for left in ("runs", ".cache"):
         shutil.rmtree(folder / left, ignore_errors=True)
     (folder / ".cache").mkdir()
@@ -161,7 +161,7 @@ def _measure(method: str, folder: Path, megabytes: int) -> dict[str, Any]:
             process.wait()
         output.seek(0)
         if process.returncode:
-            raise UserError(f"{method} failed: {output.read().strip()[-500:]}", "nothing was measured")
+            raise UserError(f"{method} failed: {output.read().strip()[-500:]}", "fix it and run the benchmark again")
     seconds = float((folder / "seconds").read_text())
     return {
         "name": method,
@@ -173,12 +173,12 @@ def _measure(method: str, folder: Path, megabytes: int) -> dict[str, Any]:
 
 
 def _tree(pid: int) -> list[int]:
-    """The process and all below it."""
+    """The process and its descendants."""
     try:
-        listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+        children = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:  # it has just ended
         return []
-    return [pid, *(below for children in listed for child in children for below in _tree(int(child)))]
+    return [pid, *(descendant for child in chain(*children) for descendant in _tree(int(child)))]
 
 
 def _held_bytes(pid: int) -> int:

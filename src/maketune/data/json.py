@@ -79,32 +79,27 @@ def _row(reading: Reading, block: Block, number: int, raw: bytes) -> Iterator[An
 
 
 def _elements(window: "_Window") -> Iterator[tuple[str, Any]]:
-    """Place and value of each element of the file's list. Raises UserError for anything but a list."""
-    mark = window.next_mark()
+    """The place and value of each element of the file's list. Raises UserError for anything but a list."""
+    mark = window.mark()
     if not mark:
         return
     if mark != "[":
         hint = "an object per line is a .jsonl file: rename it, or data.format=jsonl" if mark == "{" else ""
         raise window.invalid("not a list", hint)
-    window.skip_mark()
-    if window.next_mark() != "]":
-        while True:
-            place = window.reading.place(window.line, window.column)
-            yield place, window.element()
-            mark = window.next_mark()
-            if mark == "]":
-                break
-            if mark != ",":
-                raise window.invalid("a comma or ] is missing" if mark else "the file ends inside the list")
-            window.skip_mark()
-            window.next_mark()
-    window.skip_mark()
-    if window.next_mark():
+    mark = window.mark(skip=1)
+    while mark != "]":
+        yield window.place(), window.element()
+        mark = window.mark()
+        if mark == ",":
+            window.mark(skip=1)
+        elif mark != "]":
+            raise window.invalid("a comma or ] is missing" if mark else "the file ends inside the list")
+    if window.mark(skip=1):
         raise window.invalid("something follows the list", "a .json file must hold one list")
 
 
 class _Window:
-    """The part of a file that is in memory: `text` from the character `at`, which is at `line` and `column`."""
+    """The part of a file that is in memory: `text` from index `at` on, which is at `line` and `column` of the file."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading, self.blocks = reading, texts(reading)
@@ -112,21 +107,22 @@ class _Window:
         self.ended = False
         self.decode = json.JSONDecoder().raw_decode
 
-    def next_mark(self) -> str:
-        """Go to the next character that is not white space, and return it; "" at the end of the file."""
+    def place(self) -> str:
+        """Where the window begins."""
+        return self.reading.place(self.line, self.column)
+
+    def mark(self, skip: int = 0) -> str:
+        """Go on by `skip` characters and past white space; return the character there, "" at the end of the file."""
+        self._go_to(self.at + skip)
         while True:
-            white = WHITE_SPACE.match(self.text, self.at)
-            self._go_to(white.end() if white else self.at)
+            if white := WHITE_SPACE.match(self.text, self.at):
+                self._go_to(white.end())
             if self.at < len(self.text) or self.ended:
                 return self.text[self.at : self.at + 1]
             self._read_block()
 
-    def skip_mark(self) -> None:
-        """Go on by one character."""
-        self._go_to(self.at + 1)
-
     def element(self) -> Any:
-        """Decode the element here, reading as many blocks as it takes, and go behind it. Raises UserError."""
+        """Decode the element here, reading as many blocks as it needs, and go past it. Raises UserError."""
         limit = self.reading.data.max_document_bytes
         while True:
             try:
@@ -145,9 +141,9 @@ class _Window:
 
     def invalid(self, message: str, hint: str = "") -> UserError:
         """The error that says what is wrong here."""
-        place, row = self.reading.place(self.line, self.column), shorten(self.text[self.at : self.at + 200])
+        row = shorten(self.text[self.at : self.at + 200])
         hint = hint or "a .json file must hold a list of objects or of strings"
-        return UserError(f"{place}: not valid JSON: {message}, in {row}", hint)
+        return UserError(f"{self.place()}: not valid JSON: {message}, in {row}", hint)
 
     def _go_to(self, at: int) -> None:
         if breaks := self.text.count("\n", self.at, at):
@@ -157,7 +153,7 @@ class _Window:
         self.at = at
 
     def _read_block(self) -> None:
-        """Append the next block, and forget what is done."""
+        """Append the next block, and drop what is done."""
         _, text, damaged = next(self.blocks, (0, "", False))
         if damaged and (damage := DAMAGE.search(text)):
             raise UserError(

@@ -88,14 +88,6 @@ def texts(reading: Reading, can_skip: bool = False) -> Iterator[tuple[int, str, 
         yield block.line, text, damaged
 
 
-def lines(text: str) -> list[str]:
-    """The lines of a block, without their ends."""
-    parts = text.split("\n")
-    if not parts[-1]:
-        parts.pop()
-    return parts
-
-
 def not_utf8(reading: Reading, block: Block) -> UserError:
     """The error that names the first byte of a block that is not UTF-8."""
     try:

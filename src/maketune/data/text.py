@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from maketune.data.lines import lines, texts
+from maketune.data.lines import texts
 from maketune.data.problems import Reading
 from maketune_common.errors import UserError
 
@@ -17,7 +17,7 @@ def read_txt(reading: Reading) -> Iterator[str]:
 
 def _by_line(reading: Reading) -> Iterator[str]:
     for first, text, damaged in texts(reading, can_skip=True):
-        for number, line in enumerate(lines(text), first):
+        for number, line in enumerate(text.removesuffix("\n").split("\n"), first):
             if (not damaged or reading.undamaged(line, number)) and reading.accepts(line, number):
                 yield line
 
@@ -36,7 +36,7 @@ def _by_paragraph(reading: Reading) -> Iterator[str]:
 
     for first, text, damaged in texts(reading):
         any_damage |= damaged
-        for number, line in enumerate(lines(text), first):
+        for number, line in enumerate(text.removesuffix("\n").split("\n"), first):
             if line and not line.isspace():
                 if not paragraph:
                     start, size = number, 0
