@@ -178,7 +178,7 @@ def test_samples_are_whole_after_a_crash_and_on_a_full_disk(place, monkeypatch, 
     with pytest.raises(OSError, match="No space"):
         kept.add([{"prompt": "long enough", "completion": ""}])
     monkeypatch.undo()
-    os.chdir(place)
+    monkeypatch.chdir(place)
     assert len(samples()) == 2
 
 

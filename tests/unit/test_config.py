@@ -3,6 +3,7 @@ import pytest
 from maketune.core.config import SCRATCH_DEFAULTS, Config
 from maketune.core.settings import differences, load_config
 from maketune_common.errors import UserError
+from support.workspace import REPOSITORY
 
 
 def load(tmp_path, text, *overrides, **inputs):
@@ -108,7 +109,8 @@ def test_a_malformed_override_shows_the_form(tmp_path, override):
     assert "not of the form section.key=value" in problem(tmp_path, "data: {path: x}", override)
 
 
-def test_a_missing_config_lists_those_that_exist(tmp_path):
+def test_a_missing_config_lists_those_that_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     with pytest.raises(UserError, match=r"no config at .*absent\.yaml") as caught:
         load_config(str(tmp_path / "absent.yaml"), [])
     assert "configs/smoke.yaml" in caught.value.hint
@@ -120,8 +122,6 @@ def test_differences_name_both_values(tmp_path):
 
 
 def test_every_config_of_the_repository_is_valid():
-    from support.workspace import REPOSITORY
-
     paths = sorted((REPOSITORY / "configs").glob("*.yaml"))
     assert {"smoke.yaml", "gpt2.yaml"} <= {path.name for path in paths}
     for path in paths:
