@@ -104,9 +104,9 @@ def test_it_is_locked_with_its_own_torch_and_constraints(clone):
 
 
 def test_no_code_or_script_names_a_flavor():
-    names = [f'"{path.stem}"' for path in (ROOT / "docker/flavors").glob("*.env")]
-    folders = [ROOT / "src/maketune_host/launch", ROOT / "src/maketune_host/targets"]
-    files = [*(path for folder in folders for path in folder.rglob("*.py")), ROOT / "docker/lock.sh"]
-    files += [ROOT / "docker/Dockerfile", ROOT / "pyproject.toml", ROOT / "compose.yaml", ROOT / "Makefile"]
-    quoted = {path: re.sub(r"[\s=/:$]+", '"', path.read_text()) for path in files if path.name != "plan.py"}
-    assert [(path.name, name) for path, text in quoted.items() for name in names if name in text] == []
+    names = [path.stem for path in (ROOT / "docker/flavors").glob("*.env")]
+    code = [path for side in ("maketune_common", "maketune_host") for path in (ROOT / "src" / side).rglob("*.py")]
+    scripts = [ROOT / name for name in ("docker/lock.sh", "docker/Dockerfile", "compose.yaml", "Makefile")]
+    texts = {path: path.read_text() for path in code}
+    texts |= {path: re.sub(r"[\s=/:$]+", '"', path.read_text()) for path in scripts}
+    assert [(path.name, name) for path, text in texts.items() for name in names if f'"{name}"' in text] == []

@@ -185,6 +185,7 @@ def test_texts_that_a_config_names_are_given_as_data_is_and_missed_before_anythi
 
 
 def test_a_run_that_failed_before_anything_was_done_is_gone_unless_its_name_was_asked_for(local, tmp_path):
+    pytest.importorskip("tokenizers", reason="the quick lane has none")
     (tmp_path / "a.csv").write_text("title\none\n")
     (local.root / "src/maketune").symlink_to(REPOSITORY / "src/maketune")
     (local.root / ".cache/venv/cu124/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')

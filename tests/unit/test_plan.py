@@ -51,7 +51,7 @@ def content(*words, **more):
 
 
 def test_parameters_are_those_that_transformers_counts():
-    import torch
+    torch = pytest.importorskip("torch", reason="the quick lane has no torch")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     named = [(*plan.MODELS[name], 50257, 1024) for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")]
@@ -95,7 +95,7 @@ def test_1_5b_trained_plainly_takes_far_more_than_12_gb_and_lora_with_checkpoint
 
 
 def test_where_activations_are_few_a_gpus_peak_is_when_the_weights_change():
-    import torch
+    torch = pytest.importorskip("torch", reason="the quick lane has no torch")
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Made(TorchDispatchMode):
@@ -227,10 +227,9 @@ def test_the_plan_names_the_flavors_with_kernels_for_the_card():
 
 def test_a_card_without_such_a_flavor_has_a_line_that_says_which_cuda_it_needs(tmp_path, monkeypatch):
     (tmp_path / "docker/flavors").mkdir(parents=True)
-    lines = (
-        "CUDA_VERSION=12.4\nCOMPUTE_CAPABILITY_MINIMUM=5.0\nCOMPUTE_CAPABILITY_MAXIMUM=9.0\nCUDA_FOR_NEWER_GPUS=12.8\n"
-    )
-    (tmp_path / "docker/flavors/old.env").write_text(lines)
+    lines = ["CUDA_VERSION=12.4", "PREFERENCE=1", "CUDA_FOR_NEWER_GPUS=12.8"]
+    lines += ["COMPUTE_CAPABILITY_MINIMUM=5.0", "COMPUTE_CAPABILITY_MAXIMUM=9.0"]
+    (tmp_path / "docker/flavors/old.env").write_text("\n".join(lines))
     monkeypatch.setattr(request, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     for name, words in (("RTX 5090", "it needs CUDA 12.8 or later"), ("RTX 4090", "in flavor old")):

@@ -56,7 +56,7 @@ def main(overrides: list[str]) -> None:
         tokenizer = model.base_tokenizer(run.config, source)
         description = tokenizer.backend_tokenizer.to_str() if tokenizer else f"trained, {run.config.model.vocab_size}"
         key = f"{texts_key}-{_hash(description, tokenizer and tokenizer.eos_token)}"
-        _check_unchanged(run, key)
+        _check_unchanged(run, digest, key)
         folder = DATA_CACHE / key
         if store.complete(folder):
             say(f"data: unchanged since it was tokenized ({folder})")
@@ -174,8 +174,14 @@ def _hash(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
 
-def _check_unchanged(run: Run, key: str) -> None:
-    if run.begun and run.read("data.json").get("cache_key", key) != key:
+def _check_unchanged(run: Run, digest: str, key: str) -> None:
+    """Raise UserError for other texts or another tokenizer than the run began with.
+
+    The first part of a cache key also depends on the format of the cache, which a newer maketune may change.
+    """
+    before = run.read("data.json")
+    tokenizer = str(before.get("cache_key", key)).partition("-")[2]
+    if run.begun and (before.get("digest", digest), tokenizer) != (digest, key.partition("-")[2]):
         raise UserError(
             f"the texts (or the tokenizer) have changed since {run.path} began to train",
             "restore them, or choose another RUN",

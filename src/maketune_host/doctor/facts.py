@@ -73,9 +73,14 @@ class Host:
         return self.runner == "local" or (self.runner == "auto" and not (self.docker.info and self.docker.compose))
 
     @property
+    def for_cpu(self) -> bool:
+        """Whether the flavor is one that runs on the CPU alone."""
+        return self.flavors.get(self.flavor, {}).get("CUDA_VERSION") == ""
+
+    @property
     def wants_gpu(self) -> bool:
         """Whether a GPU is to be used if there is one."""
-        return self.gpus != "0" and self.flavor != "cpu"
+        return self.gpus != "0" and not self.for_cpu
 
 
 def collect(root: Path, seconds: float = 20, engine: bool = True) -> Host:

@@ -28,7 +28,7 @@ def driver_here(host: Host) -> str:
 def gpu_missing(host: Host, pins: Pins) -> Finding:
     """No GPU is no trouble, unless one was asked for."""
     names = ", ".join(f"{gpu.index}: {gpu.name}" for gpu in host.graphics.gpus)
-    asked = host.gpus not in ("0", "all") or (host.gpus == "all" and host.flavor not in ("", "cpu"))
+    asked = host.gpus not in ("0", "all") or (host.gpus == "all" and host.flavor and not host.for_cpu)
     if names or not asked or host.graphics.broken:
         return Finding("", OK, names or f"no GPU ({host.graphics.reason}), and none is asked for")
     what = f"GPUS={host.gpus}" if host.gpus != "all" else f"FLAVOR={host.flavor}"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import List
 
-from maketune_common import contract
+from maketune_common import contract, pins
 from maketune_host.doctor import facts
 from maketune_host.launch import decide, inputs
 from maketune_host.launch.process import show
@@ -15,7 +15,7 @@ from maketune_host.targets import workflow
 def run(root: Path, target: str, dry: bool) -> int:
     """Become the plan. Changes nothing, and asks nothing but nvidia-smi. Raises UserError for what is not there."""
     words = workflow.words(os.environ.get("ARGS", ""))
-    options = card(words)
+    options = card(root, words)
     options += settings(root, words, gpu="--gpu" in [*options, *words])
     command = [sys.executable, "-B", "-m", "maketune_common.plan", *options, *words]
     if dry:
@@ -26,11 +26,12 @@ def run(root: Path, target: str, dry: bool) -> int:
     os.execv(sys.executable, command)
 
 
-def card(words: List[str]) -> List[str]:
+def card(root: Path, words: List[str]) -> List[str]:
     """Options for the GPU that nvidia-smi finds, unless the words name one or GPUS=0."""
     wanted = workflow.setting("GPUS", "all")
-    none = wanted == "0" or workflow.setting("FLAVOR") == "cpu" or "--gpu" in words
-    graphics = facts.Graphics() if none else facts.graphics(seconds=3)
+    flavor = workflow.setting("FLAVOR")
+    on_cpu = wanted == "0" or (flavor in pins.flavors(root) and not pins.read_flavor(root, flavor)["CUDA_VERSION"])
+    graphics = facts.Graphics() if on_cpu or "--gpu" in words else facts.graphics(seconds=3)
     chosen = decide.gpus(wanted, graphics) if graphics.gpus else []
     if not chosen:
         return []
