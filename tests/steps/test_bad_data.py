@@ -119,7 +119,7 @@ BAD = [  # file, content, what the message holds, what the hint holds, settings
     ("a.txt", b"x", "no file matches *.csv", "**", ("data.path=*.csv",)),
     ("a.txt", b"x", "standard input (-) cannot be one of several", "alone", ("data.path=[a.txt, '-']",)),
     ("a.txt", MANY, "template = '{a': ", "", ("data.template={a",)),
-    ("a.txt", MANY, "it takes names of columns in braces", "", ("data.template='{}'",)),
+    ("a.txt", MANY, "names of columns in braces", "", ("data.template='{}'",)),
     ("a.txt", MANY, "one character, and no quote", "", ("data.delimiter=abc",)),
     ("a.txt", MANY, "streaming, max_tokens and dataset go together", "", ("data.streaming=true",)),
 ]  # fmt: skip

@@ -289,10 +289,10 @@ def test_a_split_of_less_than_a_context_is_warned_of(folder, monkeypatch, capsys
     ("model", "message", "code"),
     [
         ("/nowhere/at/all", "no folder /nowhere/at/all", 2),
-        ("./folder", "no config.json", 2),
+        ("./folder", "config.json is missing", 2),
         ("./pickled", "no safetensors weights", 2),
         ("openai-community/gpt2", "the Hub cannot be reached for MODEL 'openai-community/gpt2'", 3),
-        ("not a name", "MODEL 'not a name' is neither a folder here nor yours", 2),
+        ("not a name", "MODEL 'not a name': not a local folder", 2),
     ],
 )
 def test_a_model_that_cannot_be_had_is_named_with_the_ways_out(folder, monkeypatch, model, message, code):
@@ -316,7 +316,7 @@ def test_a_context_beyond_the_models_is_refused(folder, monkeypatch):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     GPT2LMHeadModel(GPT2Config(n_positions=16, n_layer=1, n_embd=8, n_head=1, vocab_size=300)).save_pretrained("small")
-    with pytest.raises(UserError, match="sees 16 tokens at most"):
+    with pytest.raises(UserError, match="has a context of 16 tokens"):
         prepare(monkeypatch, MAKETUNE_MODEL="./small")
 
 

@@ -120,7 +120,8 @@ def _settings(settings: Config) -> str:
     if settings.model.init == "scratch":
         tree["model"].pop("name")
     for key in {"path", "test_path"} & tree["data"].keys():
-        tree["data"][key] = ", ".join(_names(tree["data"][key]))
+        names = _names(tree["data"][key])
+        tree["data"][key] = names if len(names) > 1 else names[0]
     for key in {"name", "tokenizer"} & tree["model"].keys():
         if tree["model"][key].startswith(("/", ".", "~")):
             tree["model"][key] = Path(tree["model"][key]).name
