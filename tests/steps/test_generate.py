@@ -233,9 +233,12 @@ def test_a_session_answers_line_by_line_and_outlives_ctrl_c(prepared):
     os.close(theirs)
     seen = ""
 
-    def until(text: str) -> None:
+    def until(text: str, again: bytes = b"") -> None:
+        """Read up to a text; type `again` while nothing comes."""
         nonlocal seen
         while text not in seen:
+            while again and not select.select([ours], [], [], 1)[0]:
+                os.write(ours, again)
             assert select.select([ours], [], [], 300)[0], seen
             seen += os.read(ours, 1000).decode(errors="replace")
         seen = seen.split(text, 1)[1]
@@ -245,7 +248,7 @@ def test_a_session_answers_line_by_line_and_outlives_ctrl_c(prepared):
     until("7 is a short line")
     until("> ")
     os.write(ours, b"\x03")
-    until("> ")
+    until("> ", again=b"\x03")  # one that comes between the prompt and readline's wait for a key is lost
     os.write(ours, b"word " * 60 + b"\n")
     until("the context has 48")
     until("> ")

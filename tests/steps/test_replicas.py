@@ -23,7 +23,7 @@ from maketune.train.batch import MicroBatches
 from maketune.train.replicas import Replicas, processes
 from maketune_common.errors import UNFIT, Unfit
 from support import workspace
-from support.lives import Life, lines, said, same
+from support.lives import Life, hold_after, lines, said, same
 
 pytestmark = pytest.mark.slow  # minutes
 
@@ -188,6 +188,11 @@ def environ(count):
 two = functools.partial(environ, 2)
 
 
+def two_that_hold() -> None:
+    two()
+    hold_after(9)
+
+
 def end(folder, name, *settings, count=2):
     for verb in ("data", "train"):
         process = workspace.fork(folder, name, verb, *settings, before=functools.partial(environ, count))
@@ -240,23 +245,19 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_weights(folder, trained
     chance, name = random.Random(7), f"killed-{who}"
     process = workspace.fork(folder, name, "data", *SETTINGS)
     process.join()
-    kills = 0
     for _ in range(4):
-        life = Life(folder, name, *SETTINGS, before=two)
+        life = Life(folder, name, *SETTINGS, before=two_that_hold)
         life.wait_for_steps(chance.randint(1, 8))
         time.sleep(chance.random() * 0.02)
         helpers = replicas_of(life)
-        if life.process.exitcode is None and helpers:
-            kills += 1
-            if who == "replica":
-                os.kill(helpers[0], signal.SIGKILL)
-                assert life.end() == UNFIT, said(folder, name)
-            else:
-                life.end(signal.SIGKILL)
-            life.wait(lambda: False)
-            while not all(map(gone, helpers)):
-                time.sleep(0.01)
-    assert kills >= 3
+        assert len(helpers) == 1
+        if who == "replica":
+            os.kill(helpers[0], signal.SIGKILL)
+            assert life.end() == UNFIT, said(folder, name)
+        else:
+            assert life.end(signal.SIGKILL) == -signal.SIGKILL
+        while not all(map(gone, helpers)):
+            time.sleep(0.01)
     assert same(end(folder, name, *SETTINGS), trained)
     assert lines(folder / "runs" / name) == lines(trained)
     if who == "replica":
