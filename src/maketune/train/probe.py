@@ -3,16 +3,23 @@
 import gc
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maketune.core.failures import out_of_memory
 from maketune.train.random_state import random_state_kept
 
-if TYPE_CHECKING:
-    from maketune.train.batch import MicroBatches
+
+class Passes(Protocol):
+    """What is probed: forward and backward passes over rows, `size` of them in memory at once."""
+
+    network: nn.Module
+    size: int
+
+    def accumulate(self, batch: dict[str, Tensor], step: int, tokens: Tensor) -> Tensor:
+        """Add the gradients of the batch's rows; return their part of the mean loss over `tokens` tokens, ()."""
 
 
 class Probe(NamedTuple):
@@ -23,7 +30,7 @@ class Probe(NamedTuple):
     seconds: float
 
 
-def probe(parts: "MicroBatches", optimizer: torch.optim.Optimizer, length: int, sizes: list[int], budget: int) -> Probe:
+def probe(parts: Passes, optimizer: torch.optim.Optimizer, length: int, sizes: list[int], budget: int) -> Probe:
     """Find the largest of the ascending `sizes` whose step, on rows of `length` tokens, fits `budget` bytes.
 
     Runs forward and backward passes on synthetic rows with the optimizer's state in place, and leaves weights,
