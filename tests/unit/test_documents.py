@@ -54,3 +54,12 @@ def test_a_workflow_is_valid_yaml_with_actions_pinned_by_commit(path):
     assert "concurrency" in content
     commands = "\n".join(step.get("run", "") for job in content["jobs"].values() for step in job["steps"])
     assert set(re.findall(r"\bmake ([a-z][a-z-]+)", commands)) <= TARGETS | {"room"}
+
+
+def test_the_map_names_modules_that_are_there():
+    text = (ROOT / "src/README.md").read_text()
+    for folder, names in re.findall(r"(maketune[\w/]*/)\{([\w,]+)\}\.py", text):
+        text += "".join(f" {folder}{name}.py" for name in names.split(","))
+    named = set(re.findall(r"\bmaketune[\w/]*/[\w/]+\.py", text))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / "src" / name).exists()] == []
