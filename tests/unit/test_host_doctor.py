@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from maketune_common import pins
-from maketune_host.doctor import page
 from maketune_host.doctor.facts import Docker, Host
+from maketune_host.targets.doctor import abilities
 from support.clones import clone as cloned
 from support.workspace import REPOSITORY
 
@@ -81,10 +81,10 @@ def test_without_a_base_image_no_container_can_run_and_doctor_says_so():
     engine = Docker("docker", "2.26.1", {"ServerVersion": "26.1.5"})
     found = Host(docker=engine, gpus="0", compose_file=(REPOSITORY / "compose.yaml").read_text())
     for error, possible in (("", True), ("no route", False)):
-        _, contained, local = page.abilities(replace(found, reach={"image registry": error}), values)
+        _, contained, local = abilities(replace(found, reach={"image registry": error}), values)
         assert contained.possible == possible and local.possible
     assert "registry-unreachable: image registry: no route" not in local.why
-    assert page.abilities(replace(found, reach={"image registry": "no route"}), values)[1].why == (
+    assert abilities(replace(found, reach={"image registry": "no route"}), values)[1].why == (
         "registry-unreachable: image registry: no route"
     )
 

@@ -11,7 +11,7 @@ import pytest
 from maketune_common.contract import RunDirectory
 from maketune_common.errors import UserError
 from maketune_host.launch import inputs, runs
-from maketune_host.targets import workflow
+from maketune_host.targets import variables
 
 ODD = 'my $HOME "file" é:it\'s,1.csv'
 
@@ -92,7 +92,7 @@ def test_the_newest_run_with_a_model_is_taken(root):
 
 
 def test_an_open_quote_in_args_is_an_error_of_input():
-    assert workflow.words("a 'b c'") == ["a", "b c"]
+    assert variables.words("a 'b c'") == ["a", "b c"]
     assert "ARGS" in refused(workflow.words, "a 'b")[0]
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from maketune_host.launch import venv
-from maketune_host.launch.process import show, supervise
+from maketune_host.process import show, supervise
 from maketune_host.targets.variables import words
 
 
