@@ -21,8 +21,8 @@ from maketune_host.process import ask, supervise
 from maketune_host.setup import distributions
 from maketune_host.setup import steps as setup
 from maketune_host.setup.steps import Command, State
-from maketune_host.targets.variables import agreed, words
 from maketune_host.terminal import complain, confirmed, say
+from maketune_host.variables import agreed, words
 
 
 def run(root: Path, target: str, dry: bool) -> int:

@@ -11,8 +11,8 @@ from maketune_common.errors import UserError
 from maketune_host.doctor import facts, network
 from maketune_host.launch import decide, local, venv
 from maketune_host.process import show, supervise
-from maketune_host.targets.variables import setting, words
 from maketune_host.terminal import say
+from maketune_host.variables import setting, words
 
 LANES = ("not slow and not container and not browser",), ("not container", "container")
 """pytest's marks for `make test`, and for `make test-all` in turn: container tests share one image and one engine."""
@@ -72,11 +72,11 @@ def _flavor(root: Path, dry: bool) -> str:
     installed = [name for name in flavors if venv.made(root, name + venv.DEV)]
     graphics = facts.Graphics() if installed else replace(facts.graphics(), broken=False)  # no test needs a GPU
     gpus = graphics.gpus
-    device = decide.flavor(
+    choice = decide.flavor(
         "", "all", gpus, graphics, flavors, installed, lambda page: not dry and network.answers(page, 3)
     )
-    say(f"flavor: {device.flavor} ({device.reason})")
-    return device.flavor
+    say(f"flavor: {choice.flavor} ({choice.reason})")
+    return choice.flavor
 
 
 def _run(root: Path, python: str, arguments: list[str], dry: bool) -> int:

@@ -20,7 +20,7 @@ from maketune_host.doctor.facts import Host
 from maketune_host.launch import decide, image
 from maketune_host.process import show
 from maketune_host.targets import workflow
-from maketune_host.targets.variables import setting, words
+from maketune_host.variables import setting, words
 
 SECONDS = 1.5
 """For each question over the network. A program is waited for as long as three of them."""

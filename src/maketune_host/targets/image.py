@@ -10,7 +10,7 @@ from maketune_common.errors import Unfit
 from maketune_host.doctor import checks, facts
 from maketune_host.launch import image
 from maketune_host.targets import workflow
-from maketune_host.targets.variables import setting
+from maketune_host.variables import setting
 
 
 def build(root: Path, target: str, dry: bool) -> int:

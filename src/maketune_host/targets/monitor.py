@@ -15,8 +15,8 @@ from maketune_host.doctor import facts
 from maketune_host.launch import runs
 from maketune_host.process import show
 from maketune_host.targets import workflow
-from maketune_host.targets.variables import setting
 from maketune_host.terminal import say
+from maketune_host.variables import setting
 
 POLL_SECONDS = 0.3
 SHOWN_AT_FIRST = 10

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from maketune_common import contract, pins
+from maketune_host import variables
 from maketune_host.doctor import facts
 from maketune_host.launch import decide, inputs, runs
 from maketune_host.process import show
-from maketune_host.targets import variables
-from maketune_host.targets.variables import setting
+from maketune_host.variables import setting
 
 
 def run(root: Path, target: str, dry: bool) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 from maketune_common import contract
 from maketune_common.errors import UserError
 from maketune_host.launch import inputs, runs
-from maketune_host.targets.variables import folders, setting
 from maketune_host.terminal import say
+from maketune_host.variables import folders, setting
 
 
 @dataclass

@@ -17,8 +17,8 @@ from maketune_host.doctor.docker import Docker
 from maketune_host.launch import container, decide, image, inputs, local, runs, venv
 from maketune_host.launch.launch import Launch, git_commit
 from maketune_host.targets.request import Request
-from maketune_host.targets.variables import overrides, setting
 from maketune_host.terminal import complain, say, terminal
+from maketune_host.variables import overrides, setting
 
 
 @dataclass(frozen=True)
