@@ -32,7 +32,7 @@ def local(tmp_path):
     python.parent.mkdir(parents=True)
     python.write_text(STUB)
     python.chmod(0o755)
-    venv._stamp(made.root, "cu124").write_text(venv._wanted(made.root, "cu124"))
+    venv._stamp(made.root, "cu124").write_text(venv._locks_digest(made.root, "cu124"))
     made.run.mkdir(parents=True)
     return made
 

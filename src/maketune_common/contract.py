@@ -70,8 +70,19 @@ DATA_CACHE = CACHE / "data"
 """Tokens, by content."""
 STEP_CACHES = ("data", "home", "huggingface", "inductor", "matplotlib", "triton")
 """Folders of the cache that steps write; compose.yaml mounts each."""
+CACHE_VARIABLES = {
+    "HF_HOME": "huggingface",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "MPLCONFIGDIR": "matplotlib",
+}
+"""The variables that name libraries' caches, and the folder of the cache for each."""
 VENVS, UV, LAUNCHES = CACHE / "venv", CACHE / "uv", CACHE / "launch"
 """Folders of the cache that the host side alone uses."""
+
+
+CPU_CONFIG, GPU_CONFIG = "configs/smoke.yaml", "configs/gpt2.yaml"
+"""The configs for a machine without a GPU and with one, where the user names none."""
 
 
 @dataclass(frozen=True)

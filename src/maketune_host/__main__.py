@@ -9,7 +9,8 @@ from pathlib import Path
 
 from maketune_common import contract
 from maketune_common.errors import INPUT, UNFIT, Stopped, UserError, os_hint
-from maketune_host.launch import inputs, process
+from maketune_host import process
+from maketune_host.launch import inputs
 from maketune_host.targets.table import TARGETS
 from maketune_host.terminal import complain, open_closed_streams, say
 

@@ -79,7 +79,7 @@ HEALTHY = {
 
 @pytest.mark.parametrize("host", HEALTHY.values(), ids=HEALTHY)
 def test_a_healthy_host_has_nothing_that_fails(host):
-    bad = [found for found in checks.judge(host, PINS) if found.status in ("fail", "warn")]
+    bad = [found for found in checks.all_findings(host, PINS) if found.status in ("fail", "warn")]
     assert [found.id for found in bad] == (["engine-missing"] if not host.docker.client else [])
     assert {found.status for found in bad} <= {"warn"}
     checks.preflight(host, PINS)
@@ -216,7 +216,7 @@ SICK = [  # id, status, host, what its fix names
 
 @pytest.mark.parametrize(("id_", "status", "host", "fix"), SICK, ids=[f"{row[0]}-{n}" for n, row in enumerate(SICK)])
 def test_what_is_wrong_is_named_alone_with_a_fix_for_this_distribution(id_, status, host, fix):
-    bad = [found for found in checks.judge(host, PINS) if found.status in ("fail", "warn")]
+    bad = [found for found in checks.all_findings(host, PINS) if found.status in ("fail", "warn")]
     usual = (
         ["engine-missing"] if not host.docker.client and host.runner == "auto" else []
     )  # a warning, where it is local
@@ -238,7 +238,7 @@ def test_a_finding_has_the_id_of_its_check():
 
 def test_findings_come_worst_first():
     host = replace(UBUNTU, docker=ENGINE, engine_free_bytes=15 * 10**9)
-    order = [found.status for found in checks.judge(host, PINS)]
+    order = [found.status for found in checks.all_findings(host, PINS)]
     assert order == sorted(order, key=("fail", "warn", "skipped", "ok").index)
     assert order[:2] == ["fail", "warn"]
 
@@ -267,7 +267,7 @@ def test_a_step_says_what_is_doubtful_and_goes_on(capsys):
 def test_the_toolkit_is_judged_on_runtime_cdi_and_hook_together():
     for more in ({"info": {**INFO, "Runtimes": {"nvidia": {}}}}, {"hook": True}, {"cdi": True}):
         assert not [
-            f for f in checks.judge(replace(UBUNTU, docker=replace(ENGINE, **more)), PINS) if f.status == "fail"
+            f for f in checks.all_findings(replace(UBUNTU, docker=replace(ENGINE, **more)), PINS) if f.status == "fail"
         ]
 
 
@@ -279,5 +279,5 @@ def test_the_gpu_is_asked_for_in_the_way_that_lasts():
 
 def test_a_setuid_nvidia_modprobe_makes_the_device_at_first_use():
     assert not [
-        found for found in checks.judge(with_driver(UBUNTU, uvm=False), PINS) if found.status in ("fail", "warn")
+        found for found in checks.all_findings(with_driver(UBUNTU, uvm=False), PINS) if found.status in ("fail", "warn")
     ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from maketune_common import pins
-from maketune_host.doctor import page
+from maketune_host.doctor import network
 from maketune_host.doctor.facts import Docker, Host
+from maketune_host.targets.doctor import abilities, examine
 from support.clones import clone as cloned
 from support.workspace import REPOSITORY
 
@@ -81,12 +83,24 @@ def test_without_a_base_image_no_container_can_run_and_doctor_says_so():
     engine = Docker("docker", "2.26.1", {"ServerVersion": "26.1.5"})
     found = Host(docker=engine, gpus="0", compose_file=(REPOSITORY / "compose.yaml").read_text())
     for error, possible in (("", True), ("no route", False)):
-        _, contained, local = page.abilities(replace(found, reach={"image registry": error}), values)
+        _, contained, local = abilities(replace(found, reach={"image registry": error}), values)
         assert contained.possible == possible and local.possible
     assert "registry-unreachable: image registry: no route" not in local.why
-    assert page.abilities(replace(found, reach={"image registry": "no route"}), values)[1].why == (
+    assert abilities(replace(found, reach={"image registry": "no route"}), values)[1].why == (
         "registry-unreachable: image registry: no route"
     )
+
+
+def test_the_registry_that_is_asked_is_the_one_of_the_flavors_base(clone, monkeypatch):
+    asked = []
+    path = clone.root / "docker/flavors/cpu.env"
+    path.write_text(re.sub(r"(?m)^BASE_IMAGE=.*", "BASE_IMAGE=registry.example/base:1", path.read_text()))
+    monkeypatch.setattr(network, "reach", lambda addresses, seconds: asked.append(addresses["image registry"]) or {})
+    monkeypatch.setenv("BASE_IMAGE", "")
+    for flavor, same in (("cpu", True), ("cu124", False)):
+        monkeypatch.setenv("FLAVOR", flavor)
+        examine(clone.root)
+        assert ("registry.example" in asked.pop()) == same
 
 
 def test_doctor_needs_no_right_words_but_knows_the_wrong_ones(clone):

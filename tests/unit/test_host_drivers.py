@@ -7,7 +7,7 @@ import pytest
 
 from maketune_common import pins
 from maketune_common.findings import Gpu, gpu_too_new
-from maketune_host.doctor.checks import judge
+from maketune_host.doctor.checks import all_findings
 from maketune_host.doctor.facts import Host
 
 PINS = pins.read_flavor(Path(__file__).parents[2], "cu124")
@@ -17,7 +17,7 @@ CARD = Gpu(0, "NVIDIA GeForce RTX 4070 Ti", "GPU-1", "550.54.14", "8.9", 12282, 
 
 def driver(gpu, runner="docker", values=PINS):
     host = Host(chosen=[gpu], runner=runner)
-    return next(finding for finding in judge(host, values) if finding.id == "driver-too-old")
+    return next(finding for finding in all_findings(host, values) if finding.id == "driver-too-old")
 
 
 @pytest.mark.parametrize(

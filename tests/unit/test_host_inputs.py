@@ -10,6 +10,7 @@ import pytest
 
 from maketune_common.contract import RunDirectory
 from maketune_common.errors import UserError
+from maketune_host import variables
 from maketune_host.launch import inputs, runs
 from maketune_host.targets import workflow
 
@@ -92,8 +93,8 @@ def test_the_newest_run_with_a_model_is_taken(root):
 
 
 def test_an_open_quote_in_args_is_an_error_of_input():
-    assert workflow.words("a 'b c'") == ["a", "b c"]
-    assert "ARGS" in refused(workflow.words, "a 'b")[0]
+    assert variables.words("a 'b c'") == ["a", "b c"]
+    assert "ARGS" in refused(variables.words, "a 'b")[0]
 
 
 def test_what_an_existing_run_was_made_with_is_remembered(root):

@@ -233,7 +233,7 @@ def here(monkeypatch, tmp_path):
         return install.run(ROOT, "host-setup", dry=False)
 
     run.file = tmp_path / "file"
-    run.step = setup.Step(("tee", str(run.file)), "a file", lines=("one", "it's $two"))
+    run.step = setup.Command(("tee", str(run.file)), "a file", lines=("one", "it's $two"))
     return run
 
 
@@ -259,8 +259,8 @@ def test_with_a_yes_the_steps_do_what_was_shown(here):
 
 
 def test_a_command_that_fails_is_named_with_its_output_and_what_was_done_before(here, capsys):
-    fails = setup.Step(("sh", "-c", "echo E: no such package >&2; exit 100"), "packages")
-    never = setup.Step(("touch", str(here.file) + "-never"), "never")
+    fails = setup.Command(("sh", "-c", "echo E: no such package >&2; exit 100"), "packages")
+    never = setup.Command(("touch", str(here.file) + "-never"), "never")
     with pytest.raises(Unfit, match="exit 100 from: sh -c ") as stopped:
         here([here.step, fails, never], YES="1")
     said = capsys.readouterr().err
@@ -269,7 +269,7 @@ def test_a_command_that_fails_is_named_with_its_output_and_what_was_done_before(
     assert "run make host-setup again" in stopped.value.hint
     assert not Path(str(here.file) + "-never").exists()
     with pytest.raises(Unfit, match="exit 127 from: /no/such/command"):
-        here([setup.Step(("/no/such/command",), "missing")], YES="1")
+        here([setup.Command(("/no/such/command",), "missing")], YES="1")
 
 
 def test_a_caller_without_root_and_sudo_is_told(here, monkeypatch):

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from maketune_common import pins
+from maketune_common import contract, pins
 from maketune_common.contract import RunDirectory
+from maketune_common.errors import UserError
 from maketune_host.doctor.docker import Docker
-from maketune_host.launch import image
+from maketune_host.launch import container, decide, image
+from maketune_host.launch.launch import Launch
 from maketune_host.targets import workflow
 from support.workspace import REPOSITORY
 
@@ -286,3 +288,44 @@ def test_a_machine_that_reaches_no_registry_trains_all_the_same(local, tmp_path)
     insisted = subprocess.run(command, env=environment | {"RUNNER": "docker"}, **options)
     assert insisted.returncode == 3 and "the image could not be built" in insisted.stderr
     assert "BASE_IMAGE=" in insisted.stderr and "RUNNER=local" in insisted.stderr
+
+
+def test_the_hubs_token_is_in_the_environment_of_steps_with_a_network_alone(local):
+    tokens = {"HF_TOKEN": "hf_secret", "HUGGING_FACE_HUB_TOKEN": "hf_secret"}
+    for verb, has_it in (("data", True), ("eval", False)):
+        program = '#!/bin/sh\nenv > "runs/$MAKETUNE_RUN/environment.$3"\n'
+        (local.root / ".cache/venv/cu124/bin/python").write_text(program)
+        (local.run / "data.json").write_text("{}")
+        command = [*local.launcher[:-1], verb]
+        done = subprocess.run(command, cwd=local.root, env=local.environment | tokens, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("hf_secret" in (local.run / f"environment.{verb}").read_text()) == has_it
+
+
+def test_what_nccl_is_told_reaches_a_step(steps):
+    command = [*steps.clone.launcher[:-1], "train", "--dry-run"]
+    more = {"NCCL_P2P_DISABLE": "1", "NCCL_DEBUG": "INFO"}
+    done = subprocess.run(
+        command, cwd=steps.clone.root, env=steps.clone.environment | more, capture_output=True, text=True
+    )
+    assert "NCCL_DEBUG=INFO NCCL_P2P_DISABLE=1" in done.stdout
+
+
+def test_the_images_tag_follows_what_it_is_built_from_alone(local):
+    before = image.tag(local.root, "cu124", "base")
+    (local.root / "pyproject.toml").write_text("")
+    (local.root / "configs/smoke.yaml").write_text("")
+    assert image.tag(local.root, "cu124", "base") == before
+    (local.root / "src/maketune_common/pins.py").write_text("")
+    assert image.tag(local.root, "cu124", "base") != before
+    assert image.tag(local.root, "cu124", "other") != before
+
+
+def test_a_config_that_the_steps_user_cannot_read_is_refused(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("")
+    config.chmod(0o600)
+    launch = Launch(tmp_path, contract.Told(run="r", config=str(config)), [], Docker(), [])
+    stranger = decide.User("65532:65532", "a stranger", (65532, 65532))
+    with pytest.raises(UserError, match="cannot be read by the step"), container._folders(launch, stranger, "train"):
+        pass

@@ -18,7 +18,7 @@ from maketune.core.settings import differences, load_config
 from maketune_common import __version__, contract
 from maketune_common.errors import Stopped, UserError
 
-DEFAULT_CONFIG = "configs/smoke.yaml"
+DEFAULT_CONFIG = contract.CPU_CONFIG
 USES_A_RUN = ("eval", "generate")
 """Steps that use what a run has; their settings may differ from the run's without changing it."""
 MAKES_THE_MODEL = ("model", "data", "train")

@@ -22,7 +22,7 @@ def everywhere(host: Host) -> str:
 class Check(NamedTuple):
     """A pure function from a host and the flavor's pins to a finding, and when it is called."""
 
-    judge: Callable[[Host, Pins], Finding]
+    function: Callable[[Host, Pins], Finding]
     reference: str = ""
     """The upstream page or thread about the problem."""
     applies: Callable[[Host], str] = everywhere
@@ -33,12 +33,12 @@ class Check(NamedTuple):
     @property
     def id(self) -> str:
         """`toolkit-missing` for the function toolkit_missing."""
-        return self.judge.__name__.replace("_", "-")
+        return self.function.__name__.replace("_", "-")
 
     def __call__(self, host: Host, pins: Pins) -> Finding:
         """Judge a host, if the check applies to it."""
         why_not = self.applies(host)
-        finding = Finding(self.id, SKIPPED, why_not) if why_not else self.judge(host, pins)
+        finding = Finding(self.id, SKIPPED, why_not) if why_not else self.function(host, pins)
         return replace(finding, id=self.id, reference=self.reference or REFERENCES.get(self.id, ""))
 
 
@@ -99,7 +99,7 @@ CHECKS = (
 """In the order of a set-up."""
 
 
-def judge(host: Host, pins: Pins) -> list[Finding]:
+def all_findings(host: Host, pins: Pins) -> list[Finding]:
     """All findings, worst first, else in the order of a set-up."""
     return sorted((check(host, pins) for check in CHECKS), key=severity)
 

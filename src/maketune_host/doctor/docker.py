@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maketune_host.doctor.nvidia import read_text
-from maketune_host.launch.process import ask, tail
+from maketune_host.process import ask, tail
 
 HOOK = "nvidia-container-runtime-hook"
 

@@ -103,8 +103,8 @@ def collect(root: Path, seconds: float = 20, engine: bool = True) -> Host:
 
 
 def _cards(seconds: float) -> tuple[Graphics, Driver]:
-    found = with_processes(graphics(seconds), seconds)
-    return found, driver(found, seconds)
+    cards = with_processes(graphics(seconds), seconds)
+    return cards, driver(cards, seconds)
 
 
 def _system(root: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def driver_here(host: Host) -> str:
 
 
 def gpu_missing(host: Host, pins: Pins) -> Finding:
-    """No GPU is no trouble, unless one was asked for."""
+    """A missing GPU is a problem only if one was asked for."""
     names = ", ".join(f"{gpu.index}: {gpu.name}" for gpu in host.graphics.gpus)
     asked = host.gpus not in ("0", "all") or (host.gpus == "all" and host.flavor and not host.for_cpu)
     if names or not asked or host.graphics.broken:
@@ -61,11 +61,11 @@ def driver_too_old(host: Host, pins: Pins) -> Finding:
     """By the flavor's pins; data-center GPUs have cuda-compat in the container."""
     command, minimum = install(host.distribution, "driver"), version(pins["DRIVER_COMPAT"])
 
-    def judge(gpu: Gpu) -> Finding:
+    def finding_of(gpu: Gpu) -> Finding:
         compat = not host.local and data_center(gpu) and version(gpu.driver) >= minimum
         return findings.driver_too_old(gpu.driver, pins, compat, command)
 
-    return min(map(judge, host.chosen), key=severity)
+    return min(map(finding_of, host.chosen), key=severity)
 
 
 def gpu_too_new(host: Host, pins: Pins) -> Finding:
@@ -74,7 +74,7 @@ def gpu_too_new(host: Host, pins: Pins) -> Finding:
 
 
 def gpus_differ(host: Host, pins: Pins) -> Finding:
-    """GPUs of different kinds work together at the pace and with the memory of the least."""
+    """Mixed GPUs run at the speed and with the memory of the weakest."""
     kinds = sorted({gpu.name for gpu in host.chosen})
     good = len(kinds) == 1
     found = f"{len(host.chosen)} x {kinds[0]}" if good else "GPUs of different kinds: " + ", ".join(kinds)
@@ -91,7 +91,7 @@ def mig_empty(host: Host, pins: Pins) -> Finding:
 
 
 def gpu_memory_taken(host: Host, pins: Pins) -> Finding:
-    """Others on the GPU."""
+    """Whether other processes use the GPUs."""
     return findings.gpu_memory_taken(host.chosen)
 
 

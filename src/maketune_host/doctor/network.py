@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 
-from maketune_host.launch.process import ask
+from maketune_host.process import ask
 
 INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
@@ -30,6 +30,13 @@ def addresses(base_image: str, seconds: float) -> dict[str, str]:
     if index:
         urls["package registry"] = index.rstrip("/") + "/uv/"  # the whole index is a long page
     return {**urls, "model hub": os.environ.get("HF_ENDPOINT") or "https://huggingface.co"}
+
+
+def answers(address: str, seconds: float, any_certificate: bool = False) -> bool:
+    """Whether an address answers in time, name look-up included, which urllib does not limit."""
+    context = "ssl._create_unverified_context()" if any_certificate else "None"
+    program = f"import ssl, sys, urllib.request as u; u.urlopen(sys.argv[1], context={context}).close()"
+    return ask([sys.executable, "-c", program, address], timeout=seconds).code == 0
 
 
 def reach(addresses: dict[str, str], seconds: float) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from maketune_common.findings import Gpu
-from maketune_host.launch.process import ask, tail
+from maketune_host.process import ask, tail
 
 FIELDS = "index,name,uuid,driver_version,compute_cap,memory.total,memory.used,mig.mode.current"
 FIELDS_BEFORE_510 = "index,name,uuid,driver_version"
@@ -72,19 +72,19 @@ def _gpu(row: list[str]) -> Gpu:
     return Gpu(int(index), name, uuid, driver, capability, memory, used_mib, mig == "Enabled")
 
 
-def with_processes(found: Graphics, seconds: float = 20) -> Graphics:
+def with_processes(graphics: Graphics, seconds: float = 20) -> Graphics:
     """The same GPUs, with what computes on each of them."""
-    if not found.gpus:
-        return found
+    if not graphics.gpus:
+        return graphics
     query = "--query-compute-apps=gpu_uuid,pid,name,used_memory"
-    rows = _rows(ask([found.smi, query, "--format=csv,noheader"], seconds).output)
+    rows = _rows(ask([graphics.smi, query, "--format=csv,noheader"], seconds).output)
     users = [
         (row[0], f"{os.path.basename(row[2])} (PID {row[1]}, {row[3]})")
         for row in rows
         if len(row) == 4 and row[1].isdigit()
     ]
-    gpus = [replace(gpu, processes=tuple(user for uuid, user in users if uuid == gpu.uuid)) for gpu in found.gpus]
-    return replace(found, gpus=gpus)
+    gpus = [replace(gpu, processes=tuple(user for uuid, user in users if uuid == gpu.uuid)) for gpu in graphics.gpus]
+    return replace(graphics, gpus=gpus)
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -99,19 +99,19 @@ def _nvidia_card_on_bus() -> bool:
     return any(is_nvidia_display(device) for device in Path("/sys/bus/pci/devices").glob("*"))
 
 
-def driver(found: Graphics, seconds: float = 20) -> Driver:
+def driver(graphics: Graphics, seconds: float = 20) -> Driver:
     """Look at modules, devices and libraries, and ask nvidia-smi about MIG and NVSwitch where there is any."""
     loaded = read_text("/proc/driver/nvidia/version")
     module = re.search(r"Module .*?(\d+\.\d+[.\d]*)", loaded)
-    paths = _libraries() if loaded or found.smi else []
+    paths = _libraries() if loaded or graphics.smi else []
     versions = (LIBRARY_VERSION.search(os.path.realpath(path)) for path in paths if "libnvidia-ml.so.1" in path)
     modprobe = shutil.which("nvidia-modprobe", path=os.environ.get("PATH", "") + ":/usr/bin")
     nvswitch = any(Path("/dev").glob("nvidia-nvswitch*"))
     fabric, instances = "", 0
-    if any(gpu.mig for gpu in found.gpus):
-        instances = ask([found.smi, "-L"], seconds).output.count("UUID: MIG-")
-    if found.gpus and nvswitch:
-        fabric = ask([found.smi, "--query-gpu=fabric.state", "--format=csv,noheader"], seconds).output
+    if any(gpu.mig for gpu in graphics.gpus):
+        instances = ask([graphics.smi, "-L"], seconds).output.count("UUID: MIG-")
+    if graphics.gpus and nvswitch:
+        fabric = ask([graphics.smi, "--query-gpu=fabric.state", "--format=csv,noheader"], seconds).output
     return Driver(
         kernel=module.group(1) if module else "",
         library=next((match.group(1) for match in versions if match), ""),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 
-from maketune_common import findings
+from maketune_common import contract, findings
 from maketune_common.findings import OK, SKIPPED, WARN, Finding, Pins, Room, verdict
 from maketune_host.doctor.commands import install
 from maketune_host.doctor.facts import Host
 
 ENVIRONMENT_GB, ENVIRONMENT_LEAST_GB = 20, 10
-"""What building the image takes at its height, and without what it cannot be built."""
-CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+"""GB of disk: the peak while the image is built, and the least with which the build can succeed."""
 RESTORE = "git checkout compose.yaml"
 INSIDE = "; make env-verify checks it in the container"
 
@@ -80,7 +79,7 @@ def uid_without_name(host: Host, pins: Pins) -> Finding:
 def home_not_writable(host: Host, pins: Pins) -> Finding:
     """Libraries keep caches in HOME: on the cache mount in the container, locally the caller's own."""
     if not host.local:
-        return _compose_sets(host, "HOME", *CACHES)
+        return _compose_sets(host, "HOME", *contract.CACHE_VARIABLES)
     if host.home_error and host.made:
         return Finding("", OK, "HOME cannot be written, but the venv is already installed")
     return findings.home_not_writable(host.home, host.home_error)

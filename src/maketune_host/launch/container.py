@@ -17,7 +17,7 @@ from maketune_host.launch import decide, inputs
 from maketune_host.launch.launch import ONLINE_STEPS, Launch, interactive, program, stdin
 from maketune_host.launch.override import override, service_name
 from maketune_host.launch.ownership import check_readable, hand_over
-from maketune_host.launch.process import ask, show, supervise, temporary
+from maketune_host.process import ask, show, supervise, temporary
 from maketune_host.terminal import say
 
 SAVE_SECONDS = 330
@@ -92,7 +92,8 @@ def _folders(launch: Launch, user: decide.User, verb: str) -> Iterator[None]:
             path.mkdir(parents=True, exist_ok=True)
         yield  # the run that is watched may be under way: nothing changes hands
         return
-    for name in (*inputs.paths(launch.told.data), *inputs.paths(launch.told.test_data), launch.told.model):
+    told = launch.told
+    for name in (told.config, told.model, *inputs.paths(told.data), *inputs.paths(told.test_data)):
         check_readable(name, user.during)
     run = launch.run.path
     new = not run.exists()
@@ -113,7 +114,7 @@ def _folders(launch: Launch, user: decide.User, verb: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _scratch(launch: Launch) -> Iterator[Path]:
-    """A folder for the override and the token, removed afterwards; also those that a machine left when it went down."""
+    """A folder for the override and the token; removed afterwards, as are those of launches that a power cut ended."""
     folder = launch.root / contract.LAUNCHES / str(os.getpid())
     if launch.dry:
         yield folder

@@ -18,7 +18,7 @@ Flavors = Mapping[str, Mapping[str, str]]
 
 
 def known_runner(request: str) -> str:
-    """RUNNER as it was written. Raises UserError if there is no runner of that name."""
+    """Return RUNNER unchanged. Raises UserError for an unknown runner."""
     if request not in RUNNERS:
         raise UserError(f"RUNNER={request} is not a runner", nearest(request, RUNNERS) or "auto, docker or local")
     return request
@@ -68,7 +68,7 @@ def _is_named(gpu: Gpu, name: str) -> bool:
     return name == str(gpu.index) or (len(name) > 7 and gpu.uuid.startswith(name))
 
 
-class Device(NamedTuple):
+class FlavorChoice(NamedTuple):
     """Which pins, and whether a GPU is used (`gpus` as MAKETUNE_GPUS: `0` is the CPU, on purpose)."""
 
     flavor: str
@@ -84,7 +84,7 @@ def flavor(
     flavors: Flavors,
     installed: Sequence[str],
     wheels_answer: Callable[[str], bool],
-) -> Device:
+) -> FlavorChoice:
     """FLAVOR and GPUS. Raises UserError or Unfit where both together, or this machine, cannot be.
 
     `installed`: flavors whose image or venv exists; `wheels_answer`: whether a page of TORCH_WHEELS can be reached.
@@ -96,27 +96,28 @@ def flavor(
         if gpus_request not in ("all", "0"):
             what = f"FLAVOR={request} runs on the CPU and cannot use GPUS={gpus_request}"
             raise UserError(what, "leave one of the two out")
-        return Device(request, "0", "asked for")
+        return FlavorChoice(request, "0", "asked for")
     if chosen:
         names = ", ".join(gpu.name for gpu in chosen)
-        return Device(request or for_gpus(chosen, flavors), gpus_request, "asked for" if request else "for " + names)
+        return FlavorChoice(
+            request or for_gpus(chosen, flavors), gpus_request, "asked for" if request else "for " + names
+        )
     if gpus_request != "0" and (request or graphics.broken):
         what = f"gpu-missing: FLAVOR={request} needs a GPU" if request else "the GPU cannot be used"
         fix = "install or repair the NVIDIA driver (after an upgrade: reboot), " + USE_CPU
         raise Unfit(f"{what}: {graphics.reason}", fix)
     why = "GPUS=0" if gpus_request == "0" else "no GPU: " + graphics.reason
     if request:
-        return Device(request, "0", "asked for; on the CPU, with GPUS=0")
+        return FlavorChoice(request, "0", "asked for; on the CPU, with GPUS=0")
     return _for_cpu(why, flavors, installed, wheels_answer)
 
 
-def likely_flavor(request: str, gpus: Sequence[Gpu] | None, flavors: Flavors, made: Sequence[str]) -> str:
+def likely_flavor(request: str, gpus: Sequence[Gpu] | None, flavors: Flavors, installed: Sequence[str]) -> str:
     """The flavor that `flavor` would take, as far as that is known without a network. `gpus`: None for the CPU."""
-    with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
-    for_cpu = [name for name in flavors if name not in with_gpu]
     if request or gpus is not None:
         return request or for_gpus(gpus or [], flavors)
-    return next((name for name in (*for_cpu, *with_gpu) if name in made), for_cpu[0])
+    for_cpu, with_gpu = _by_device(flavors)
+    return next((name for name in (*for_cpu, *with_gpu) if name in installed), for_cpu[0])
 
 
 def for_gpus(chosen: Sequence[Gpu], flavors: Flavors) -> str:
@@ -124,25 +125,32 @@ def for_gpus(chosen: Sequence[Gpu], flavors: Flavors) -> str:
 
     What still does not fit then is refused by the checks, which say why.
     """
-    with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
+    _, with_gpu = _by_device(flavors)
     capable = [name for name in with_gpu if all(pins.has_kernels(flavors[name], gpu.capability) for gpu in chosen)]
     oldest = min((pins.version(gpu.driver) for gpu in chosen), default=[0])
     suited = [name for name in capable if oldest >= pins.version(flavors[name]["DRIVER_MINIMUM"])]
     return (suited + capable + with_gpu)[0]
 
 
-def _for_cpu(why: str, flavors: Flavors, installed: Sequence[str], wheels_answer: Callable[[str], bool]) -> Device:
+def _for_cpu(
+    why: str, flavors: Flavors, installed: Sequence[str], wheels_answer: Callable[[str], bool]
+) -> FlavorChoice:
     """A flavor for the CPU: one that is installed, else one whose wheels can be reached, else a GPU's."""
-    with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
-    for_cpu = [name for name in flavors if name not in with_gpu]
+    for_cpu, with_gpu = _by_device(flavors)
     for name in (*for_cpu, *with_gpu):
         if name in installed:
-            return Device(name, "0", f"{why}; already installed")
+            return FlavorChoice(name, "0", f"{why}; already installed")
     for name in for_cpu:
         if not flavors[name]["TORCH_WHEELS"] or wheels_answer(flavors[name]["TORCH_WHEELS"]):
-            return Device(name, "0", why)
+            return FlavorChoice(name, "0", why)
     reason = f"{why}; PyTorch's CPU wheels cannot be reached, and the GPU build's wheels run on the CPU too: GPUS=0"
-    return Device(with_gpu[0], "0", reason)
+    return FlavorChoice(with_gpu[0], "0", reason)
+
+
+def _by_device(flavors: Flavors) -> tuple[list[str], list[str]]:
+    """The flavors for the CPU, and those for GPUs."""
+    with_gpu = [name for name, values in flavors.items() if values["CUDA_VERSION"]]
+    return [name for name in flavors if name not in with_gpu], with_gpu
 
 
 class User(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from maketune_common import pins
 from maketune_common.errors import Unfit
 from maketune_host.launch.launch import git_commit
-from maketune_host.launch.process import ask, show, supervise
+from maketune_host.process import ask, show, supervise
 from maketune_host.terminal import say, terminal
 
 NAME = "maketune"
@@ -29,7 +29,7 @@ class Image(NamedTuple):
 
 def tag(root: Path, flavor: str, base: str) -> str:
     """The tag for what the image would be built from now."""
-    files = ["docker/Dockerfile", ".dockerignore", "pyproject.toml", f"{pins.FLAVORS}/{flavor}.env"]
+    files = ["docker/Dockerfile", ".dockerignore", f"{pins.FLAVORS}/{flavor}.env"]
     files += [f"{pins.LOCKS}/{flavor}.txt", f"{pins.LOCKS}/uv.txt", "src/maketune_common", "src/maketune"]
     paths = [root / name for name in files if (root / name).exists()]
     return f"{NAME}:{flavor}-{pins.digest(root, paths, base)[:12]}"

@@ -12,12 +12,14 @@ from typing import IO
 
 from maketune_common import contract
 from maketune_host.doctor.facts import Docker, Gpu
-from maketune_host.launch.process import ask
+from maketune_host.process import ask
 from maketune_host.terminal import dialog, terminal
 
 ONLINE_STEPS = ("data", "publish")
 """Only these have a network, and the Hub's token."""
-PASSED_ON = ("NO_COLOR", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF")
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""The variables that hold the Hub's token."""
+PASSED_ON = ("NCCL_DEBUG", "NCCL_P2P_DISABLE", "NO_COLOR", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 @dataclass

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 from maketune_common import contract
-from maketune_host.launch.launch import Launch, interactive, program, stdin, variables
-from maketune_host.launch.process import show, supervise
+from maketune_host.launch.launch import ONLINE_STEPS, TOKENS, Launch, interactive, program, stdin, variables
+from maketune_host.process import show, supervise
 
 LEFT_OUT = ("CONFIG", "RUN", "DATA", "MODEL", "ARGS", "PROMPT", "YES", "PYTHONHOME", "MFLAGS")
-CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "MPLCONFIGDIR": "matplotlib"}
 
 
 def environment(root: Path, python: str, **more: str) -> dict[str, str]:
@@ -24,9 +23,9 @@ def environment(root: Path, python: str, **more: str) -> dict[str, str]:
 def run(launch: Launch, verb: str) -> int:
     """Run a verb (also `shell`, and `monitor` on a GPU); return its exit code. Raises Stopped on a signal."""
     cache = launch.root / contract.CACHE
-    settings = {key: str(cache / name) for key, name in CACHES.items()}
+    settings = {key: str(cache / name) for key, name in contract.CACHE_VARIABLES.items()}
+    settings["HF_HOME"] = os.environ.get("HF_HOME") or settings["HF_HOME"]
     settings.update(variables(launch, verb), PYTHONUNBUFFERED="1")
-    settings.setdefault("HF_HOME", os.environ.get("HF_HOME") or str(cache / "huggingface"))
     if launch.told.gpus != "all":
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(launch.uuids())
     bin = os.path.dirname(launch.python)
@@ -39,5 +38,7 @@ def run(launch: Launch, verb: str) -> int:
     for name in contract.STEP_CACHES:
         (cache / name).mkdir(parents=True, exist_ok=True)
     values = environment(launch.root, launch.python, **settings)
+    if verb not in ONLINE_STEPS:
+        values = {name: value for name, value in values.items() if name not in TOKENS}
     session = not interactive(launch, verb)
     return supervise(command, session=session, stdin=stdin(launch, verb), cwd=str(launch.root), env=values)

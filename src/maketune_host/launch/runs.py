@@ -44,7 +44,7 @@ def check_exists(root: Path, name: str) -> None:
         raise UserError(f"there is no run runs/{name}", near or f"make train RUN={name}")
 
 
-def begun(root: Path, name: str) -> str:
+def worked_on(root: Path, name: str) -> str:
     """The run `name`, or without a name the one written to last. Raises UserError if no step has worked on it yet."""
     written = {}
     for run in every(root):
@@ -61,8 +61,8 @@ def begun(root: Path, name: str) -> str:
 def to_report(root: Path, text: str) -> list[str]:
     """The runs that RUN names, separated by spaces (a name may hold one); without RUN, the one last written to."""
     if not text or directory(root, text).path.is_dir():
-        return [begun(root, text and run_name(text))]
-    return [begun(root, run_name(name)) for name in dict.fromkeys(text.split())]
+        return [worked_on(root, text and run_name(text))]
+    return [worked_on(root, run_name(name)) for name in dict.fromkeys(text.split())]
 
 
 def to_publish(root: Path, text: str, arguments: list[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Iterator
 from maketune_common import contract, pins
 from maketune_common.errors import Unfit
 from maketune_host.doctor import commands
-from maketune_host.launch.process import ask, show, supervise
+from maketune_host.process import ask, show, supervise
 from maketune_host.terminal import say
 
 DEV = "-dev"
@@ -35,7 +35,7 @@ def _flavor(name: str) -> str:
 def made(root: Path, name: str) -> bool:
     """Whether the venv is complete and of the locks as they are now."""
     try:
-        return _stamp(root, name).read_text() == _wanted(root, name)
+        return _stamp(root, name).read_text() == _locks_digest(root, name)
     except OSError:
         return False
 
@@ -44,7 +44,7 @@ def _stamp(root: Path, name: str) -> Path:
     return root / contract.VENVS / name / "maketune-lock.sha256"
 
 
-def _wanted(root: Path, name: str) -> str:
+def _locks_digest(root: Path, name: str) -> str:
     return pins.digest(root, locks(root, name))
 
 
@@ -75,7 +75,7 @@ def ensure(root: Path, name: str, dry: bool = False) -> Path:
                 hint = "uv says why above; a package mirror: UV_DEFAULT_INDEX=https://... (uv does not read pip.conf)"
                 raise Unfit(f"the venv {name} could not be made", f"{hint}; it needs Python {values['PYTHON_VERSION']}")
         if not dry:
-            _stamp(root, name).write_text(_wanted(root, name))
+            _stamp(root, name).write_text(_locks_digest(root, name))
     return python
 
 

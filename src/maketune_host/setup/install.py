@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from maketune_common import pins
-from maketune_common.errors import Unfit, UserError
-from maketune_host.doctor import facts
+from maketune_common.errors import Unfit
+from maketune_host.doctor import facts, network
 from maketune_host.doctor.docker import has_cdi_spec
 from maketune_host.doctor.nvidia import read_text
-from maketune_host.launch.process import ask, supervise
+from maketune_host.process import ask, supervise
 from maketune_host.setup import distributions
 from maketune_host.setup import steps as setup
-from maketune_host.setup.steps import State, Step
-from maketune_host.targets import workflow
-from maketune_host.terminal import complain, say
+from maketune_host.setup.steps import Command, State
+from maketune_host.terminal import complain, confirmed, say
+from maketune_host.variables import agreed, words
 
 
 def run(root: Path, target: str, dry: bool) -> int:
@@ -31,7 +31,7 @@ def run(root: Path, target: str, dry: bool) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands, change nothing")
     parser.add_argument("--os-release", metavar="FILE", help="print the commands for a bare machine of that system")
     parser.add_argument("--gpu", action="store_true", help="as if there were an NVIDIA GPU")
-    options = parser.parse_args(workflow.words(os.environ.get("ARGS", "")))
+    options = parser.parse_args(words(os.environ.get("ARGS", "")))
     os.environ["ARGS"] = ""  # they are not for the doctor at the end
     dry = dry or options.dry_run or bool(options.os_release)
     other = options.os_release
@@ -54,8 +54,7 @@ def run(root: Path, target: str, dry: bool) -> int:
     if steps:
         if sudo and not shutil.which("sudo"):
             raise Unfit("this needs root, and there is no sudo", "run it as root, or run the commands above")
-        if not agreed():
-            say("nothing changed")
+        if not agreed() and not confirmed("do this?", "nothing changed", "add YES=1 to do the above"):
             return 0
         do(steps, sudo)
     return verify(root, state.user)
@@ -66,7 +65,8 @@ def collect(root: Path) -> State:
     text = read_text("/etc/os-release")
     here = distributions.detect(text)
     host = facts.collect(root)
-    repositories, addresses = _repositories(), setup.probes(here)
+    repositories = _repositories()
+    unknown = {name: address for name, address in setup.probes(here).items() if name not in repositories}
     state = State(
         os_release=text,
         host=host,
@@ -74,7 +74,8 @@ def collect(root: Path) -> State:
         snap=os.path.exists("/snap/bin/docker"),
         packages=_packages(here),
         repositories=repositories,
-        answers=frozenset(name for name in addresses if name not in repositories and _answers(addresses[name])),
+        # the package manager checks their certificates
+        answers=frozenset(name for name in unknown if network.answers(unknown[name], 5, any_certificate=True)),
         mirror=_mirror(here.codename) if here.borrows else "",
         runtime=bool(host.docker.gpu_driver) or '"nvidia"' in read_text("/etc/docker/daemon.json"),
         cdi=has_cdi_spec(["/etc/cdi", "/run/cdi"]),
@@ -105,16 +106,10 @@ def _mirror(codename: str) -> str:
     """Where apt gets this release from, by its own sources: as Debian's release file says, or before it was fetched."""
     what = ["--format", "$(REPO_URI)", "Created-By: Packages", "Component: main"]
     for known in (["Origin: Debian", "Codename: " + codename], ["--no-release-info", "Release: " + codename]):
-        found = ask(["apt-get", "indextargets", *what, *known]).output.splitlines()
-        if found:
-            return found[0]
+        addresses = ask(["apt-get", "indextargets", *what, *known]).output.splitlines()
+        if addresses:
+            return addresses[0]
     return ""
-
-
-def _answers(address: str) -> bool:
-    """Whether a host answers within 5 seconds. Its certificate is for the package manager to check."""
-    program = "import ssl, sys, urllib.request as u; u.urlopen(sys.argv[1], context=ssl._create_unverified_context())"
-    return ask([sys.executable, "-c", program, address], timeout=5).code == 0
 
 
 def _newcomer(rootless: bool) -> str:
@@ -127,17 +122,7 @@ def _newcomer(rootless: bool) -> str:
     return "" if member or rootless or user == "root" else user
 
 
-def agreed() -> bool:
-    """Whether the user agrees to the plan. Raises UserError if there is no terminal to ask on."""
-    if workflow.setting("YES") in ("1", "yes"):
-        return True
-    if not sys.stdin.isatty():
-        raise UserError("no terminal to confirm on; nothing changed", "add YES=1 to do the above")
-    say("do this? [y/N]")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def do(steps: list[Step], sudo: bool) -> None:
+def do(steps: list[Command], sudo: bool) -> None:
     """Run the steps. Raises Unfit for the first that fails, and says what was done before it."""
     for number, step in enumerate(steps):
         say(f"[{number + 1}/{len(steps)}] {step.why}")
@@ -150,7 +135,7 @@ def do(steps: list[Step], sudo: bool) -> None:
             raise Unfit(f"exit {code} from: {step.shown(sudo)}", hint)
 
 
-def _call(step: Step, sudo: bool) -> tuple[int, str]:
+def _call(step: Command, sudo: bool) -> tuple[int, str]:
     """A step's exit code and output. On a signal its end is waited for: a package manager must not be interrupted."""
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
         given.write("".join(line + "\n" for line in step.lines).encode())
@@ -166,10 +151,10 @@ def _call(step: Step, sudo: bool) -> tuple[int, str]:
 
 def verify(root: Path, user: str) -> int:
     """Run make doctor, with the rights that a new login of `user`, who joined the group docker, will have."""
-    words = [sys.executable, "-B", "-m", "maketune_host", "doctor"]
+    doctor = [sys.executable, "-B", "-m", "maketune_host", "doctor"]
     if user and os.geteuid():
-        words = ["sg", "docker", "-c", shlex.join(words)]
-    code = supervise(words, cwd=str(root))
+        doctor = ["sg", "docker", "-c", shlex.join(doctor)]
+    code = supervise(doctor, cwd=str(root))
     if user:
         say(f"{user} is in group docker from the next login on (in this shell: newgrp docker)")
     if code:

@@ -34,7 +34,7 @@ START = (
 )
 
 
-class Step(NamedTuple):
+class Command(NamedTuple):
     """One command, as words or, with `lines`, as a file that it writes."""
 
     command: tuple[str, ...]
@@ -90,7 +90,7 @@ class State:
         return bool(self.host.graphics.gpus) or self.host.graphics.broken
 
 
-def plan(state: State) -> list[Step]:
+def plan(state: State) -> list[Command]:
     """The steps that are missing, in order. Raises Unfit if they are impossible without undoing something."""
     here = detect(state.os_release)
     if state.host.machine != "x86_64":
@@ -110,7 +110,7 @@ def plan(state: State) -> list[Step]:
     steps += _start(state, restart=state.card and not state.runtime)
     if state.user:
         why = f"{state.user} may use Docker after logging in again"
-        steps.append(Step(("usermod", "-aG", "docker", state.user), why))
+        steps.append(Command(("usermod", "-aG", "docker", state.user), why))
     return steps
 
 
@@ -133,7 +133,7 @@ def driver_advice(state: State, flavor: Pins) -> str:
     return f"{wanted}: {found}. host-setup does not install it; install it yourself: {how}"
 
 
-def _engine(state: State, here: Distribution) -> tuple[list[Step], dict[str, list[str]]]:
+def _engine(state: State, here: Distribution) -> tuple[list[Command], dict[str, list[str]]]:
     """The steps that add a repository, and the packages, under the reason to install them."""
     has = {"engine": state.dockerd, "compose": version(state.host.docker.compose) >= [2], "buildx": state.buildx}
     missing = [part for part, there in has.items() if not there]
@@ -163,8 +163,8 @@ def _names(packages: Packages, parts: list[str]) -> list[str]:
     return [name for part in parts for name in packages[part]]
 
 
-def _borrow(state: State, here: Distribution) -> list[Step]:
-    """The later release as a source of these packages and nothing else, so that the system stays what it is."""
+def _borrow(state: State, here: Distribution) -> list[Command]:
+    """Let apt take only these packages from the later release."""
     if not state.mirror:
         raise Unfit(f"apt names no mirror of {here.name}", f"add one to /etc/apt/sources.list, or {BY_HAND}")
     names = " ".join(name for name in _names(here.own, list(here.own)) if name not in ("runc", "iptables"))
@@ -178,14 +178,14 @@ def _borrow(state: State, here: Distribution) -> list[Step]:
     ]
 
 
-def _docker_repository(here: Distribution) -> list[Step]:
+def _docker_repository(here: Distribution) -> list[Command]:
     base, why = DOCKER_REPOSITORY + here.repository, "add Docker's own repository, with its key"
     if here.manager == "dnf":
         return [_download(base + "/docker-ce.repo", "/etc/yum.repos.d/docker-ce.repo", why)]
     return _apt_source("docker", base + "/gpg", f"{base} {here.codename} stable", why)
 
 
-def _toolkit_repository(state: State, here: Distribution) -> list[Step]:
+def _toolkit_repository(state: State, here: Distribution) -> list[Command]:
     name, why = "nvidia-container-toolkit", "add NVIDIA's own repository of the Container Toolkit, with its key"
     if TOOLKIT in state.repositories:
         return []
@@ -197,77 +197,77 @@ def _toolkit_repository(state: State, here: Distribution) -> list[Step]:
     return _apt_source(name, TOOLKIT_REPOSITORY + "gpgkey", TOOLKIT_REPOSITORY + "stable/deb/amd64 /", why)
 
 
-def _apt_source(name: str, key: str, source: str, why: str) -> list[Step]:
+def _apt_source(name: str, key: str, source: str, why: str) -> list[Command]:
     path = f"{KEYRINGS}/{name}.asc"
     return [
-        Step(("install", "-m", "0755", "-d", KEYRINGS), why),
+        Command(("install", "-m", "0755", "-d", KEYRINGS), why),
         _download(key, path, why),
-        Step(("chmod", "a+r", path), why),
+        Command(("chmod", "a+r", path), why),
         _write(f"/etc/apt/sources.list.d/{name}.list", (f"deb [arch=amd64 signed-by={path}] {source}",), why),
     ]
 
 
-def _runtime(state: State) -> list[Step]:
+def _runtime(state: State) -> list[Command]:
     steps = []
     configure, why = "nvidia-ctk runtime configure --runtime=docker", "make NVIDIA's runtime known to Docker"
     if not state.runtime and state.host.docker.rootless:
         configure += " --config=$HOME/.config/docker/daemon.json"
-        steps.append(Step(("sh", "-c", configure), why + " (the rootless engine's daemon.json)", root=False))
+        steps.append(Command(("sh", "-c", configure), why + " (the rootless engine's daemon.json)", root=False))
         without = ("nvidia-ctk", "config", "--set", "nvidia-container-cli.no-cgroups", "--in-place")
-        steps.append(Step(without, "a rootless engine may not set up cgroups for the toolkit"))
+        steps.append(Command(without, "a rootless engine may not set up cgroups for the toolkit"))
     elif not state.runtime:
-        steps.append(Step(tuple(configure.split()), why + " (/etc/docker/daemon.json)"))
+        steps.append(Command(tuple(configure.split()), why + " (/etc/docker/daemon.json)"))
     toolkit = state.host.toolkit.version or "1.18"  # one that is installed now is at least that
     automatic = state.host.systemd and version(toolkit) >= [1, 18]
     if state.host.graphics.gpus and not state.cdi and not automatic:
         command = ("nvidia-ctk", "cdi", "generate", "--output=/etc/cdi/nvidia.yaml")
-        steps.append(Step(command, "list the GPUs for CDI, which this toolkit does not do by itself"))
+        steps.append(Command(command, "list the GPUs for CDI, which this toolkit does not do by itself"))
     return steps
 
 
-def _start(state: State, restart: bool) -> list[Step]:
+def _start(state: State, restart: bool) -> list[Command]:
     if state.running and not restart:
         return []
     read = "the engine reads its new configuration"
     if state.host.docker.rootless:
-        return [Step(("systemctl", "--user", "restart", "docker"), read, root=False)]
+        return [Command(("systemctl", "--user", "restart", "docker"), read, root=False)]
     if not state.host.systemd and state.running:
-        return [Step(("sh", "-c", "kill -HUP $(cat /run/docker.pid)"), read)]
+        return [Command(("sh", "-c", "kill -HUP $(cat /run/docker.pid)"), read)]
     if not state.host.systemd:
-        return [Step(("sh", "-c", START), f"start the engine, without systemd; its log is {LOG}")]
+        return [Command(("sh", "-c", START), f"start the engine, without systemd; its log is {LOG}")]
     if not restart:
-        return [Step(("systemctl", "enable", "--now", "docker"), "start the engine, now and at boot")]
+        return [Command(("systemctl", "enable", "--now", "docker"), "start the engine, now and at boot")]
     warning = "; containers that are running will stop" if state.running else ""
     return [
-        Step(("systemctl", "enable", "docker"), "start the engine at boot"),
-        Step(("systemctl", "restart", "docker"), read + warning),
+        Command(("systemctl", "enable", "docker"), "start the engine at boot"),
+        Command(("systemctl", "restart", "docker"), read + warning),
     ]
 
 
-def _fetchers(state: State, here: Distribution, sources: list[Step]) -> list[Step]:
+def _fetchers(state: State, here: Distribution, sources: list[Command]) -> list[Command]:
     tools = [name for name in ("ca-certificates", "curl") if name not in state.packages]
     needed = here.manager == "apt" and any("curl" in step.command for step in sources)
     return _install(state, here, {"to download keys": tools}) if needed and tools else []
 
 
-def _install(state: State, here: Distribution, packages: dict[str, list[str]]) -> list[Step]:
+def _install(state: State, here: Distribution, packages: dict[str, list[str]]) -> list[Command]:
     names, why = [name for group in packages.values() for name in group], "; ".join(packages)
     if not names:
         return []
     if here.manager == "dnf":
-        return [Step(("dnf", "install", "-y", *names), why)]
+        return [Command(("dnf", "install", "-y", *names), why)]
     # A machine that has just booted may be upgrading itself: wait for its lock.
     install = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-y", "--no-remove", "--no-install-recommends")
     words = (*install, *names)
     if not state.host.systemd:  # a start by the package's own script would fail, or race with ours
         words = ("sh", "-c", WITHOUT_START, "sh", *words)
-    update = Step(("apt-get", "update"), "refresh the lists of packages")
-    return [update, Step(("env", "DEBIAN_FRONTEND=noninteractive", *words), why)]
+    update = Command(("apt-get", "update"), "refresh the lists of packages")
+    return [update, Command(("env", "DEBIAN_FRONTEND=noninteractive", *words), why)]
 
 
-def _download(address: str, path: str, why: str) -> Step:
-    return Step(("curl", "-fsSL", address, "-o", path), why)
+def _download(address: str, path: str, why: str) -> Command:
+    return Command(("curl", "-fsSL", address, "-o", path), why)
 
 
-def _write(path: str, lines: tuple[str, ...], why: str) -> Step:
-    return Step(("tee", path), why, lines=lines)
+def _write(path: str, lines: tuple[str, ...], why: str) -> Command:
+    return Command(("tee", path), why, lines=lines)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from maketune_common import pins
 from maketune_common.errors import UserError
-from maketune_host.doctor import facts
+from maketune_host.doctor import facts, network
 from maketune_host.launch import decide, local, venv
-from maketune_host.launch.process import show, supervise
-from maketune_host.targets.variables import setting, words
-from maketune_host.targets.workflow import answers
+from maketune_host.process import show, supervise
 from maketune_host.terminal import say
+from maketune_host.variables import setting, words
 
 LANES = ("not slow and not container and not browser",), ("not container", "container")
 """pytest's marks for `make test`, and for `make test-all` in turn: container tests share one image and one engine."""
@@ -26,7 +25,7 @@ def test(root: Path, target: str, dry: bool) -> int:
     tests (a path, `-k NAME`, `-m MARK`) replace the lane.
     """
     options = words(os.environ.get("ARGS", ""))
-    named = any(not option.startswith("-") for option in options)
+    named = any(_names_tests(root, option) for option in options)
     parallel = ["-n", "auto", "--dist", "loadfile"]
     if "--quick" in options:
         options.remove("--quick")
@@ -58,6 +57,13 @@ def lint(root: Path, target: str, dry: bool) -> int:
     return max([_run(root, python, ["-m", *check], dry) for check in checks])
 
 
+def _names_tests(root: Path, option: str) -> bool:
+    """Whether a word of ARGS names tests: by a mark, a keyword, a path or an id. `2`, as in `-n 2`, does not."""
+    if option.startswith("-"):
+        return option[:2] in ("-k", "-m")
+    return "::" in option or option.endswith(".py") or (bool(option) and (root / option).exists())
+
+
 def _flavor(root: Path, dry: bool) -> str:
     """The flavor to test: FLAVOR, else one whose venv is there, else what suits the machine."""
     flavors = {name: pins.read_flavor(root, name) for name in pins.flavors(root)}
@@ -66,9 +72,11 @@ def _flavor(root: Path, dry: bool) -> str:
     installed = [name for name in flavors if venv.made(root, name + venv.DEV)]
     graphics = facts.Graphics() if installed else replace(facts.graphics(), broken=False)  # no test needs a GPU
     gpus = graphics.gpus
-    device = decide.flavor("", "all", gpus, graphics, flavors, installed, lambda page: not dry and answers(page))
-    say(f"flavor: {device.flavor} ({device.reason})")
-    return device.flavor
+    choice = decide.flavor(
+        "", "all", gpus, graphics, flavors, installed, lambda page: not dry and network.answers(page, 3)
+    )
+    say(f"flavor: {choice.flavor} ({choice.reason})")
+    return choice.flavor
 
 
 def _run(root: Path, python: str, arguments: list[str], dry: bool) -> int:

@@ -11,9 +11,9 @@ from maketune_common import contract
 from maketune_common.errors import UNFIT
 from maketune_host.doctor import facts
 from maketune_host.launch import image
-from maketune_host.launch.process import ask, show
-from maketune_host.targets.variables import agreed
+from maketune_host.process import ask, show
 from maketune_host.terminal import complain, confirmed, say
+from maketune_host.variables import agreed
 
 
 class Entry(NamedTuple):

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from maketune_host.launch import venv
-from maketune_host.launch.process import show, supervise
-from maketune_host.targets.variables import words
+from maketune_host.process import show, supervise
+from maketune_host.variables import words
 
 
 def lock(root: Path, target: str, dry: bool) -> int:

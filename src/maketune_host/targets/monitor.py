@@ -13,10 +13,10 @@ from maketune_common import contract
 from maketune_common.errors import Stopped
 from maketune_host.doctor import facts
 from maketune_host.launch import runs
-from maketune_host.launch.process import show
+from maketune_host.process import show
 from maketune_host.targets import workflow
-from maketune_host.targets.variables import setting
 from maketune_host.terminal import say
+from maketune_host.variables import setting
 
 POLL_SECONDS = 0.3
 SHOWN_AT_FIRST = 10
@@ -25,7 +25,7 @@ SHOWN_AT_FIRST = 10
 
 def monitor(root: Path, target: str, dry: bool) -> int:
     """Watch RUN, or the newest run, on the GPUs that it uses, unless GPUS says which. Leaves nothing in the run."""
-    run = runs.directory(root, runs.begun(root, setting("RUN")))
+    run = runs.directory(root, runs.worked_on(root, setting("RUN")))
     if not setting("RUN"):
         say(f"run: {run.name} (the newest)")
     gpus = setting("GPUS", "all")
@@ -57,7 +57,7 @@ def follow(run: contract.RunDirectory) -> int:
             ended = "trained" if run.trained else "".join(_outcomes(run)[before:][-1:])
             cut = run.metrics.exists() and run.metrics.stat().st_size < position
             if cut:
-                say("cut back: the run continues from a checkpoint")
+                say("metrics.jsonl was shortened: the run resumed from a checkpoint")
             lines, position = _read(run.metrics, 0 if cut else position)
             lines = lines[-1:] if cut else lines
             if ended and not lines:

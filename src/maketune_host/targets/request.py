@@ -9,8 +9,8 @@ from pathlib import Path
 from maketune_common import contract
 from maketune_common.errors import UserError
 from maketune_host.launch import inputs, runs
-from maketune_host.targets.variables import setting
 from maketune_host.terminal import say
+from maketune_host.variables import folders, setting
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Request:
 
     root: Path
     folders: list[Path]
-    """Where names of files start: the repository, then the folder that make was called in (after make -C)."""
+    """Where names of files start, as variables.folders gives them."""
     run: str = ""
     """Empty for a new run."""
     config: str = ""
@@ -42,11 +42,11 @@ class Request:
 
 def requested(root: Path, target: str) -> Request:
     """Check DATA, MODEL, CONFIG and RUN. Raises UserError for what is missing or cannot be read."""
-    request = Request(root, [root, Path(os.environ.get(contract.CALLED_FROM) or str(root))])
+    request = Request(root, folders(root))
     request.data = inputs.data(setting("DATA"), request.folders)
     request.model = inputs.model(setting("MODEL"), request.folders)
     if target == "smoke":
-        request.config, request.reason = "configs/smoke.yaml", "smoke"
+        request.config, request.reason = contract.CPU_CONFIG, "smoke"
     elif setting("CONFIG"):
         request.config = inputs.config(setting("CONFIG"), root, request.folders)
     if setting("RUN"):

@@ -16,8 +16,8 @@ from maketune_host.targets.request import (
     take_existing_run,
     take_model_of_run,
 )
-from maketune_host.targets.variables import agreed, setting, words
 from maketune_host.terminal import confirmed, dialog, say
+from maketune_host.variables import agreed, setting, words
 
 
 def env_verify(root: Path, target: str, dry: bool) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
-from maketune_host.doctor import page as doctor
 from maketune_host.setup import install
-from maketune_host.targets import checks, clean, image, lock, monitor, plan, steps
+from maketune_host.targets import checks, clean, doctor, image, lock, monitor, plan, steps
 
 Target = Callable[[Path, str, bool], int]
 """From the repository, the target's name, and whether only to print the commands, to the exit code."""

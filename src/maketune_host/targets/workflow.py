@@ -16,17 +16,14 @@ from maketune_host.doctor import checks, facts, network
 from maketune_host.doctor.docker import Docker
 from maketune_host.launch import container, decide, image, inputs, local, runs, venv
 from maketune_host.launch.launch import Launch, git_commit
-from maketune_host.launch.process import ask
 from maketune_host.targets.request import Request
-from maketune_host.targets.variables import overrides, setting, words
 from maketune_host.terminal import complain, say, terminal
-
-__all__ = ["setting", "words"]
+from maketune_host.variables import overrides, setting
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where steps run."""
+class Decision:
+    """Where steps run, as decided from what was asked and the machine."""
 
     runner: str
     flavor: str
@@ -42,7 +39,7 @@ def decided(request: Request, verb: str, dry: bool) -> Launch:
     source = root / config if config and not request.data and verb in ("data", "train", "eval") else None
     arguments, data, test_data = texts(overrides(os.environ.get("ARGS", "")), source, request.folders)
     data = data or request.data
-    place = device(root, dry)
+    decision = device(root, dry)
     model = request.model
     if request.exists and not config:
         say(f"config: runs/{request.run}/config.yaml (the run's own)")
@@ -53,41 +50,41 @@ def decided(request: Request, verb: str, dry: bool) -> Launch:
     elif config:
         say(f"config: {config} ({request.reason})")
     else:
-        on_cpu = place.gpus == "0"
-        config = "configs/smoke.yaml" if on_cpu else "configs/gpt2.yaml"
+        on_cpu = decision.gpus == "0"
+        config = contract.CPU_CONFIG if on_cpu else contract.GPU_CONFIG
         say(f"config: {config} ({'for the CPU' if on_cpu else 'there is a GPU'})")
     run = request.run or runs.new("eval" if verb == "eval" else Path(config).stem)
     if setting("RUN") or not request.exists:
         say(f"run: runs/{run} ({'existing' if request.exists else 'new'})")
     told = contract.Told(run=run, config=config, data=data, test_data=test_data, model=model)
     asked = told if verb in ("data", "train") else replace(told, data=request.data, model=request.model)
-    told = replace(told, command=command_line(verb, asked, place))
-    decided = launch(root, place, verb, told, [*request.arguments, *arguments], dry)
+    told = replace(told, command=command_line(verb, asked, decision))
+    decided = launch(root, decision, verb, told, [*request.arguments, *arguments], dry)
     return replace(decided, prompt=request.prompt, prompts=request.prompts)
 
 
-def launch(root: Path, place: Place, verb: str, told: contract.Told, arguments: list[str], dry: bool) -> Launch:
-    """The launch of a verb at a place; `told` names the run, and the config and inputs where the verb has any."""
+def launch(root: Path, decision: Decision, verb: str, told: contract.Told, arguments: list[str], dry: bool) -> Launch:
+    """The launch of a verb; `told` names the run, and the config and inputs where the verb has any."""
     told = replace(
         told,
-        flavor=place.flavor,
-        gpus=place.gpus,
-        runner=place.runner,
+        flavor=decision.flavor,
+        gpus=decision.gpus,
+        runner=decision.runner,
         git_commit=git_commit(root),
-        command=told.command or command_line(verb, told, place),
+        command=told.command or command_line(verb, told, decision),
         terminal="1" if terminal() else "",
         stdout_terminal="1" if sys.stdout.isatty() else "",
     )
-    return Launch(root, told, place.devices, place.docker, arguments, dry=dry, base_image=setting("BASE_IMAGE"))
+    return Launch(root, told, decision.devices, decision.docker, arguments, dry=dry, base_image=setting("BASE_IMAGE"))
 
 
-def command_line(verb: str, told: contract.Told, place: Place) -> str:
+def command_line(verb: str, told: contract.Told, decision: Decision) -> str:
     """The make command that repeats this."""
     several = told.data.split("\n")
     shown = " ".join(map(shlex.quote, several)) if len(several) > 1 else told.data
     values = {"RUN": told.run, "CONFIG": told.config, "DATA": shown, "MODEL": told.model}
     values.update(ARGS=os.environ.get("ARGS", ""), PROMPT=os.environ.get("PROMPT", "") if verb == "generate" else "")
-    values.update(GPUS=place.gpus, FLAVOR=place.flavor, RUNNER=place.runner)
+    values.update(GPUS=decision.gpus, FLAVOR=decision.flavor, RUNNER=decision.runner)
     return " ".join(["make", verb] + [f"{key}={shlex.quote(value)}" for key, value in values.items() if value])
 
 
@@ -97,57 +94,59 @@ def texts(arguments: list[str], config: Path | None, folders: list[Path]) -> tup
     data.path leaves ARGS, since it becomes DATA; data.test_path stays in ARGS or is added to it, since DATA replaces
     the config's. Raises UserError for what cannot be read.
     """
-    others, found = [], {}
+    others, paths = [], {}
     named = configs.texts(config) if config else {}
     for word in arguments:
         key, _, value = word.partition("=")
-        if key not in ("data.path", "data.test_path"):
+        if key not in configs.DATA_PATHS:
             others.append(word)
             continue
         named.pop(key[len("data.") :], None)
         if value in ("", "null"):
             others.append(word)
         elif value.startswith("["):
-            found[key] = inputs.named(configs.text_list(value), folders, f"ARGS: {key}")
+            paths[key] = inputs.named(configs.text_list(value), folders, f"ARGS: {key}")
         else:
-            found[key] = inputs.data(value, folders, f"ARGS: {key}")
+            paths[key] = inputs.data(value, folders, f"ARGS: {key}")
     for key, values in named.items():
-        found[f"data.{key}"] = inputs.named(values, folders, f"{config}: data.{key}")
-    tested = found.get("data.test_path", "").split("\n")
+        paths[f"data.{key}"] = inputs.named(values, folders, f"{config}: data.{key}")
+    tested = paths.get("data.test_path", "").split("\n")
     if tested[0]:
         others.append("data.test_path=" + (json.dumps(tested, ensure_ascii=False) if len(tested) > 1 else tested[0]))
-    return others, found.get("data.path", ""), "\n".join(tested)
+    return others, paths.get("data.path", ""), "\n".join(tested)
 
 
-def device(root: Path, dry: bool, gpus: str = "", to_build: bool = False) -> Place:
+def device(root: Path, dry: bool, gpus: str = "", to_build: bool = False) -> Decision:
     """Decide the runner, the flavor and the GPUs. Raises Unfit where the machine cannot do what is asked.
 
     `to_build`: the image itself is asked for, so it does not matter whether one can be had.
     """
     request, gpus, asked_flavor = setting("RUNNER", "auto"), gpus or setting("GPUS", "all"), setting("FLAVOR")
-    found = facts.collect(root, engine=request != "local")
-    docker, graphics = found.docker, found.graphics
-    found = replace(found, gpus=gpus, flavor=asked_flavor)
-    cards = graphics.gpus if found.wants_gpu and (graphics.gpus or graphics.broken) else None
+    host = facts.collect(root, engine=request != "local")
+    docker, graphics = host.docker, host.graphics
+    host = replace(host, gpus=gpus, flavor=asked_flavor)
+    cards = graphics.gpus if host.wants_gpu and (graphics.gpus or graphics.broken) else None
     runner = decide.runner(
         request,
-        checks.engine_finding(found),
+        checks.engine_finding(host),
         docker,
         lambda: "" if dry or to_build else no_image(root, docker, asked_flavor, cards),
     )
     say(f"runner: {runner.value} ({runner.reason})")
-    found = replace(found, runner=runner.value)
-    if graphics.broken and found.wants_gpu:
-        checks.preflight(found, {})
+    host = replace(host, runner=runner.value)
+    if graphics.broken and host.wants_gpu:
+        checks.preflight(host, {})
     chosen = decide.gpus(gpus, graphics)
-    flavors = found.flavors
+    flavors = host.flavors
     installed = environments(root, docker, runner.value)
-    flavor = decide.flavor(asked_flavor, gpus, chosen, graphics, flavors, installed, lambda page: dry or answers(page))
+    flavor = decide.flavor(
+        asked_flavor, gpus, chosen, graphics, flavors, installed, lambda page: dry or network.answers(page, 3)
+    )
     say(f"flavor: {flavor.flavor} ({flavor.reason})")
     chosen = chosen if flavor.gpus != "0" else []
-    found = replace(found, gpus=flavor.gpus, flavor=flavor.flavor, chosen=chosen, made=flavor.flavor in installed)
-    checks.preflight(found, flavors[flavor.flavor])
-    return Place(runner.value, flavor.flavor, flavor.gpus, chosen, docker)
+    host = replace(host, gpus=flavor.gpus, flavor=flavor.flavor, chosen=chosen, made=flavor.flavor in installed)
+    checks.preflight(host, flavors[flavor.flavor])
+    return Decision(runner.value, flavor.flavor, flavor.gpus, chosen, docker)
 
 
 def environments(root: Path, docker: Docker, runner: str) -> list[str]:
@@ -170,12 +169,6 @@ def no_image(root: Path, docker: Docker, flavor: str, gpus: list[Gpu] | None) ->
     if not error or "ssl" in error.lower():  # also an answer: the engine may take HTTP, or a certificate of its own
         return ""
     return "the registry of the base image does not answer, and no image is built yet"
-
-
-def answers(page: str) -> bool:
-    """Whether a page of wheels answers within 3 seconds, name look-up included, which urllib does not limit."""
-    program = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).close()"
-    return ask([sys.executable, "-c", program, page], timeout=3).code == 0
 
 
 def prepare(launch: Launch) -> Launch:

@@ -26,7 +26,7 @@ done
 """
 REPEAT_SECONDS = 2
 """A container that has only just started can lose a signal: its first process has no handler yet. If `stop` failed
-before it succeeded, it runs once more after this time."""
+before it succeeded, it runs again after this time."""
 
 
 class Answer(NamedTuple):
@@ -57,7 +57,12 @@ def _on_signal(number: int, frame: object) -> None:
     if not _Signals.received:
         _Signals.received = number
         if not _Signals.supervising:
-            raise Stopped(SIGINT if number == signal.SIGINT else SIGTERM)
+            raise Stopped(_exit_code(number))
+
+
+def _exit_code(number: int) -> int:
+    """Of a launcher that a signal stopped."""
+    return SIGINT if number == signal.SIGINT else SIGTERM
 
 
 def ask(command: Sequence[str], timeout: float = 20, **options: Any) -> Answer:
@@ -108,7 +113,7 @@ def supervise(
         finally:
             _Signals.supervising = False
     if _Signals.received:
-        raise Stopped(SIGINT if _Signals.received == signal.SIGINT else SIGTERM)
+        raise Stopped(_exit_code(_Signals.received))
     return code
 
 

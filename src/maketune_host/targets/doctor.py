@@ -18,8 +18,9 @@ from maketune_common.findings import FAIL, SKIPPED, WARN, Finding, Pins, severit
 from maketune_host.doctor import checks, facts, network
 from maketune_host.doctor.facts import Host
 from maketune_host.launch import decide, image
-from maketune_host.launch.process import show
+from maketune_host.process import show
 from maketune_host.targets import workflow
+from maketune_host.variables import setting, words
 
 SECONDS = 1.5
 """For each question over the network. A program is waited for as long as three of them."""
@@ -38,7 +39,7 @@ class Ability(NamedTuple):
 
 def run(root: Path, target: str, dry: bool) -> int:
     """Print findings and abilities; return 0, or 3 if a check fails. Changes nothing."""
-    options = workflow.words(workflow.setting("ARGS"))
+    options = words(setting("ARGS"))
     unknown = [word for word in options if word != "--json"]
     if unknown:
         raise UserError(f"ARGS: doctor has no option {unknown[0]}", "its only option is --json")
@@ -46,7 +47,7 @@ def run(root: Path, target: str, dry: bool) -> int:
         show([sys.executable, "-m", "maketune_host", "doctor"])
         return 0
     host, flavor = examine(root)
-    findings = checks.judge(host, host.flavors[flavor])
+    findings = checks.all_findings(host, host.flavors[flavor])
     can = abilities(host, host.flavors[flavor])
     verdict = min((finding for finding in findings if finding.status != SKIPPED), key=severity).status
     if options:
@@ -60,12 +61,13 @@ def run(root: Path, target: str, dry: bool) -> int:
 
 def examine(root: Path) -> tuple[Host, str]:
     """All facts, asked for at once, with what RUNNER, GPUS and FLAVOR ask; and the flavor whose pins count."""
-    runner = decide.known_runner(workflow.setting("RUNNER", "auto"))
-    gpus, flavor = workflow.setting("GPUS", "all"), workflow.setting("FLAVOR")
+    runner = decide.known_runner(setting("RUNNER", "auto"))
+    gpus, flavor = setting("GPUS", "all"), setting("FLAVOR")
     known = pins.flavors(root)
     if flavor and flavor not in known:
         raise UserError(f"FLAVOR={flavor} is not a flavor", nearest(flavor, known) or "one of " + ", ".join(known))
-    base = workflow.setting("BASE_IMAGE") or pins.read_flavor(root, known[0])["BASE_IMAGE"]
+    asked_base = setting("BASE_IMAGE")
+    base = asked_base or pins.read_flavor(root, flavor or known[0])["BASE_IMAGE"]
     reach: dict[str, str] = {}
 
     def ask_the_network() -> None:
@@ -75,17 +77,17 @@ def examine(root: Path) -> tuple[Host, str]:
     asking.start()
     host = replace(facts.collect(root, 3 * SECONDS), runner=runner, gpus=gpus, flavor=flavor)
     chosen = decide.gpus(gpus, host.graphics) if host.wants_gpu and host.graphics.gpus else []
-    made = workflow.environments(root, host.docker, "local" if host.local else "docker")
+    installed = workflow.environments(root, host.docker, "local" if host.local else "docker")
     gpu = host.wants_gpu and bool(chosen or host.graphics.broken)
-    flavor = decide.likely_flavor(flavor, chosen if gpu else None, host.flavors, made)
-    docker, base = host.docker, workflow.setting("BASE_IMAGE")
-    has_base = docker.info and (docker.own_way or image.at_hand(root, docker.client, flavor, base))
+    flavor = decide.likely_flavor(flavor, chosen if gpu else None, host.flavors, installed)
+    docker = host.docker
+    has_base = docker.info and (docker.own_way or image.at_hand(root, docker.client, flavor, asked_base))
     asking.join(2 * SECONDS)
-    if has_base or (host.local and flavor in made):
+    if has_base or (host.local and flavor in installed):
         reach.pop("image registry", None)
-    if flavor in made:
+    if flavor in installed:
         reach.pop("package registry", None)
-    return replace(host, chosen=chosen, made=flavor in made, reach=dict(reach)), flavor
+    return replace(host, chosen=chosen, made=flavor in installed, reach=dict(reach)), flavor
 
 
 def abilities(host: Host, values: Pins) -> list[Ability]:
@@ -94,7 +96,7 @@ def abilities(host: Host, values: Pins) -> list[Ability]:
     def obstacles(asked: Host) -> str:
         failed = [
             finding
-            for finding in checks.judge(asked, values)
+            for finding in checks.all_findings(asked, values)
             if finding.status == FAIL
             or (asked.runner == "docker" and finding.id == "registry-unreachable" and finding.status == WARN)
         ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 
+from maketune_common import contract
 from maketune_common.errors import UserError
 
 
@@ -16,6 +18,11 @@ def setting(name: str, default: str = "") -> str:
 def agreed() -> bool:
     """Whether YES=1: the target need not ask."""
     return setting("YES") in ("1", "yes")
+
+
+def folders(root: Path) -> list[Path]:
+    """Where names of files start: the repository, then the folder that make was called in (after make -C)."""
+    return [root, Path(os.environ.get(contract.CALLED_FROM) or str(root))]
 
 
 def words(text: str) -> list[str]:
