@@ -68,9 +68,9 @@ def report(
     others: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to show next to it.")] = None,
 ) -> None:
     """Write report.html, a page about the run, or about several runs side by side; print the path of the page."""
-    from maketune.report import step as report
+    from maketune.report import step
 
-    report.report(others or [])
+    step.main(others or [])
 
 
 @app.command()
@@ -79,17 +79,17 @@ def publish(
     public: Annotated[bool, typer.Option("--public", help="Let everybody see it; without this it is private.")] = False,
 ) -> None:
     """Upload the run's model/ to the Hub, private unless --public. Needs a network and a token."""
-    from maketune.publish import step as publish
+    from maketune.publish import step
 
-    publish.publish(contract.told().run, to, public)
+    step.main(contract.told().run, to, public)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[data] [OPTIONS]")] = None) -> None:
     """Compare training (with `data`: the data step) with the usual scripts on this machine; --help lists options."""
-    from maketune.bench import step as bench
+    from maketune.bench import step
 
-    bench.bench(arguments or [])
+    step.main(arguments or [])
 
 
 def main(call: Callable[[], None] = app) -> None:

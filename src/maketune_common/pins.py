@@ -48,9 +48,9 @@ def read_env(path: str | Path) -> dict[str, str]:
 
 
 def read_lock(path: str | Path) -> dict[str, str]:
-    """Read a lock into normalised distribution name -> version. Raises ValueError where it names none."""
+    """Read a lock into normalized distribution name -> version. Raises ValueError where it names none."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
-    locked = {_normalise(match[1]): match[2] for line in lines if (match := _REQUIREMENT.match(line))}
+    locked = {_normalize(match[1]): match[2] for line in lines if (match := _REQUIREMENT.match(line))}
     if not locked:
         raise ValueError(f"{path}: locks nothing")
     return locked
@@ -63,12 +63,12 @@ def wheel_problems(lock: Mapping[str, str], *, exact: bool = False) -> list[str]
     """
     installed: dict[str, str] = {}
     for distribution in metadata.distributions():  # in the order of sys.path: the first one is what gets imported
-        installed.setdefault(_normalise(distribution.metadata["Name"]), distribution.version)
+        installed.setdefault(_normalize(distribution.metadata["Name"]), distribution.version)
     return compare_wheels(installed, lock, exact=exact)
 
 
 def compare_wheels(installed: Mapping[str, str], lock: Mapping[str, str], *, exact: bool = False) -> list[str]:
-    """Judge installed name -> version against locked name -> version; one line a problem."""
+    """Judge installed name -> version against locked name -> version; one line per problem."""
     problems = []
     for name, version in sorted(lock.items()):
         if name not in installed:
@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> int:
     return 3 if problems else 0
 
 
-def _normalise(name: str) -> str:
+def _normalize(name: str) -> str:
     """A distribution's name as the registry compares it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 

@@ -72,14 +72,6 @@ def known() -> list[Setting]:
     return [Setting(**content) for content in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
-def defaults() -> dict[str, dict[str, Any]]:
-    """The defaults of each section."""
-    sections: dict[str, dict[str, Any]] = {}
-    for setting in known():
-        sections.setdefault(setting.section, {})[setting.key] = setting.default
-    return sections
-
-
 def scratch_defaults() -> dict[str, Any]:
     """What a model with `init: scratch` has where the config says nothing."""
     return {setting.key: setting.scratch_default for setting in known() if setting.scratch_default is not None}

@@ -40,7 +40,7 @@ def test_what_cannot_be_measured_is_one_error(tmp_path, monkeypatch, argument, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAKETUNE_GPUS", "0")
     with pytest.raises(UserError, match=message) as caught:
-        bench.bench([*TINY, argument])
+        bench.main([*TINY, argument])
     assert caught.value.hint
     assert not list(tmp_path.glob(".cache/data/.*"))
 

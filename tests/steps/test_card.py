@@ -57,7 +57,7 @@ def test_its_front_matter_is_what_the_hub_reads(run):
     assert (read.library_name, read.pipeline_tag, read.datasets) == ("transformers", "text-generation", ["owner/texts"])
     assert read.model_name == "model"
     (perplexity,) = (each for each in read.eval_results if each.metric_type == "perplexity")
-    assert perplexity.metric_value == run.read("eval.json")["perplexity"]
+    assert perplexity.metric_value == run.read(run.files.eval)["perplexity"]
 
 
 def test_the_base_models_license_is_its_cards(run, tmp_path):
@@ -84,7 +84,7 @@ def test_a_model_from_the_hub_is_named_as_the_base(run, monkeypatch, tmp_path):
 
 
 def test_figures_before_and_after_stand_side_by_side(run, monkeypatch):
-    scores = run.read("eval.json") | {
+    scores = run.read(run.files.eval) | {
         "perplexity": 21.7,
         "before": {"perplexity": 35.1, "loss": 3.6, "bits_per_byte": 2},
     }
@@ -126,6 +126,16 @@ def test_several_texts_train_to_a_model_and_once_more(folder, given):
     assert "on a.txt, b.csv with" in text and "| perplexity |" in text
     assert "  path:\n  - a.txt\n  - b.csv\n" in text
     assert ("  test_path:\n  - judged.txt\n  - more.txt\n" in text) == (given == "in the config")
+
+
+def test_figures_from_before_the_training_are_replaced(folder):
+    for verb in ("data", "eval", "train"):
+        words = ["train.max_steps=2", "eval.split=test"]
+        done = workspace.call(folder, "second", verb, *words, MAKETUNE_MODEL=str(folder / "runs/first/model"))
+        assert done.returncode == 0, done.stderr
+        scores = json.loads((folder / "runs/second/eval.json").read_text()) if verb != "data" else {}
+        assert bool(scores.get("before")) == (verb == "train")
+    assert scores["before"]["perplexity"] != scores["perplexity"]
 
 
 def spoil_the_card() -> None:
@@ -181,7 +191,7 @@ def hub(run, monkeypatch):
 
 
 def test_publishing_pushes_the_model_privately_in_one_commit(hub, capsys, folder):
-    publish.publish("first", "owner/name", public=False)
+    publish.main("first", "owner/name", public=False)
     created, (_, name, files) = hub.calls
     assert created == ("create", "owner/name", True) and name == "owner/name"
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(files)
@@ -194,9 +204,9 @@ def test_publishing_pushes_the_model_privately_in_one_commit(hub, capsys, folder
 def test_nothing_goes_to_a_public_repository_unless_that_is_said(hub):
     hub.private = False
     with pytest.raises(UserError, match="exists already and is public"):
-        publish.publish("first", "owner/name", public=False)
+        publish.main("first", "owner/name", public=False)
     assert [call[0] for call in hub.calls] == ["create"]
-    publish.publish("first", "owner/name", public=True)
+    publish.main("first", "owner/name", public=True)
     assert hub.calls[-2:][0] == ("create", "owner/name", False)
 
 
@@ -204,13 +214,13 @@ def test_nothing_goes_to_a_public_repository_unless_that_is_said(hub):
 def test_without_a_network_it_says_so(hub, error):
     hub.error = error("cannot reach it")
     with pytest.raises(Unfit, match="cannot reach it"):
-        publish.publish("first", "owner/name", public=False)
+        publish.main("first", "owner/name", public=False)
 
 
 def test_a_name_that_the_hub_does_not_take_is_the_users_error(hub):
     hub.error = HFValidationError("too long")
     with pytest.raises(UserError, match="too long"):
-        publish.publish("first", "owner/" + "x" * 100, public=False)
+        publish.main("first", "owner/" + "x" * 100, public=False)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from maketune.core.config import Config
 from maketune.data import bpe, pack, split, store
 from maketune.data import step as data
 from maketune.data import tokenize as tokens
+from maketune.data.problems import Problems
 from maketune.data.rows import Rows
 from maketune_common.errors import UserError
 
@@ -43,7 +44,7 @@ def built(tokenizer, **more):
     """The splits' documents as text, and the folder."""
     config = Config.model_validate({"model": {}, "data": {"path": "texts.jsonl", "context_length": 8, **more}})
     with store.build_folder() as build_folder:
-        data.build(config, config.data, split.survey(config.data, build_folder), tokenizer, build_folder)
+        data.build(config, config.data, split.survey(config.data, build_folder, Problems()), tokenizer, build_folder)
         folder = build_folder.parent / "built"
         store.shutil.rmtree(folder, ignore_errors=True)
         store.keep(build_folder, folder)

@@ -118,12 +118,10 @@ def test_a_changed_byte_order_or_setting_is_tokenized_again(folder, monkeypatch,
 
 
 def test_an_error_in_the_last_line_is_known_before_anything_slow_begins(folder, monkeypatch):
-    from maketune.model import load as model
-
     with open("texts.txt", "ab") as file:
         file.write(b"\xff\n")
-    for module, name in ((data, "build"), (model, "fetch")):
-        monkeypatch.setattr(module, name, lambda *_: pytest.fail("began"))
+    for name in ("build", "fetch"):
+        monkeypatch.setattr(data, name, lambda *_: pytest.fail("began"))
     with pytest.raises(UserError, match=r"texts\.txt:201:1"):
         prepare(monkeypatch)
     assert list((folder / ".cache/data").iterdir()) == []
@@ -310,6 +308,18 @@ def test_a_model_that_cannot_be_had_is_named_with_the_ways_out(folder, monkeypat
     if code == 3:
         assert "MODEL=" in caught.value.hint
         assert "HF_HUB_OFFLINE" in caught.value.hint
+
+
+@pytest.mark.parametrize("words", ["", "name or service not known"])
+def test_a_network_that_fails_is_no_bug(folder, monkeypatch, words):
+    from huggingface_hub.errors import HTTPError
+
+    def fail(*values, **named):
+        raise HTTPError(words)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(Unfit, match=f"cannot be reached for MODEL .*{words}"):
+        prepare(monkeypatch, MAKETUNE_MODEL="openai-community/gpt2")
 
 
 def test_a_context_beyond_the_models_is_refused(folder, monkeypatch):

@@ -212,7 +212,7 @@ def test_pythons_own_documentation_is_thousands_of_paragraphs():
 def test_standard_input_is_read_once_and_its_copy_is_deleted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
-    with corpus.rereadable(config("-")) as data:
+    with corpus.rereadable(config("-"), Problems()) as data:
         assert [list(corpus.documents(data, Problems())) for _ in range(2)] == [["one", "two"]] * 2
         assert sources.describe(data) == ["standard input"]
     assert not list((tmp_path / ".cache/data").iterdir())
@@ -223,7 +223,7 @@ def test_what_is_wrong_in_standard_input_is_placed_there(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": 3}\n')))
     with (
         pytest.raises(UserError, match=r"^standard input:1:1: 'text' is '3'"),
-        corpus.rereadable(config("-", format="jsonl")) as data,
+        corpus.rereadable(config("-", format="jsonl"), Problems()) as data,
     ):
         list(corpus.documents(data, Problems()))
     assert not list((tmp_path / ".cache/data").iterdir())
@@ -252,10 +252,20 @@ def test_a_data_set_is_read_by_name_and_split(dataset):
 
 def test_a_stream_ends_with_its_tokens_and_can_be_read_again(dataset):
     data = DataConfig(dataset=dataset, streaming=True, max_tokens=9)
-    with corpus.rereadable(data, count_tokens=lambda text: len(text.split())) as spooled:
+    with corpus.rereadable(data, Problems(), count_tokens=lambda text: len(text.split())) as spooled:
         assert [list(corpus.documents(spooled, Problems())) for _ in range(2)] == [["row 0", "row 1", "row 2"]] * 2
-    with corpus.rereadable(data) as spooled:  # 5 bytes are taken for a token, and EOS
+    with corpus.rereadable(data, Problems()) as spooled:  # 5 bytes are taken for a token, and EOS
         assert len(list(corpus.documents(spooled, Problems()))) == 4
+
+
+def test_what_the_copy_of_a_stream_leaves_out_is_counted(dataset):
+    data = DataConfig(
+        dataset=dataset, streaming=True, max_tokens=100, on_error="skip", max_document_bytes=8, template="{text} {n}{n}"
+    )
+    problems = Problems()
+    with corpus.rereadable(data, problems) as spooled:
+        assert list(corpus.documents(spooled, problems)) == []
+    assert problems.dropped() == {"too_long": 10}
 
 
 @pytest.mark.parametrize(("name", "row"), [("a.txt", b"x" * 60), ("a.jsonl", json.dumps({"text": "y" * 40}).encode())])

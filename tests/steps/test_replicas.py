@@ -66,7 +66,7 @@ class Training:
     """A network, alone or led by this process with replicas, and steps of SGD, which hides no gradient."""
 
     def __init__(self, run, count, size, notes=None):
-        source = run.read("data.json")["model"]
+        source = run.read(run.files.data)["model"]
         self.network = model.to_train(run, source, cached_tokenizer(run.tokens / "tokenizer")).train()
         self.stack = contextlib.ExitStack()
         self.replicas = self.stack.enter_context(Replicas(run, count, "cpu", "fp32")) if count > 1 else None

@@ -299,8 +299,9 @@ def test_settings_json_and_the_table_for_people_are_current():
 
 
 def test_the_defaults_are_those_of_the_config_classes():
-    assert settings.defaults().keys() == Config.model_fields.keys()
-    for section, defaults in settings.defaults().items():
+    assert {setting.section for setting in settings.known()} == Config.model_fields.keys()
+    for section in Config.model_fields:
+        defaults = {setting.key: setting.default for setting in settings.known() if setting.section == section}
         fields = Config.model_fields[section].annotation.model_fields
         assert same(defaults, {key: field.default for key, field in fields.items()})
     assert settings.scratch_defaults() == SCRATCH_DEFAULTS

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -282,6 +283,34 @@ def test_the_speed_of_an_earlier_run_is_taken_and_its_data(tmp_path):
     assert (found["tokens"], found["tokens_per_second"]) == (8000, 113.0)
     assert found["speed_from"] == "measured: runs/before"
     assert "runs/before" not in content(*words, "--gpu", "RTX 3060", cwd=tmp_path)["speed_from"]
+
+
+def test_an_earlier_run_counts_by_the_kind_and_the_number_of_gpus(tmp_path):
+    before = tmp_path / "before"
+    before.mkdir()
+    (before / "metrics.jsonl").write_text('{"tokens_per_second": 100.0}\n' * 20)
+    manifest = {"parameters": 1, "gpu": [{"name": "NVIDIA GeForce RTX 3060"}] * 2, "processes": 2}
+    (before / "manifest.json").write_text(json.dumps(manifest))
+    (before / "data.json").write_text('{"context_length": 128}')
+    assert runs.measured(tmp_path, "RTX 3060", 2).run == "before"
+    for gpu, count in (("RTX 3060", 1), ("RTX 3070", 2), ("", 2)):
+        assert runs.measured(tmp_path, gpu, count) is None
+
+
+def test_a_context_beyond_the_models_in_a_folder_is_refused(tmp_path):
+    shape = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 300, "n_positions": 64}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    assert run("--model", str(tmp_path), "--context", "64").returncode == 0
+    done = run("--model", str(tmp_path), "--context", "65")
+    assert done.returncode == 2 and "--context 64" in done.stderr
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    words = [sys.executable, "-m", "maketune_common.plan", "--model", "gpt2"]
+    process = subprocess.Popen(words, cwd=REPOSITORY / "src", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 0)
+    process.stderr.close()
 
 
 def test_make_plan_takes_the_config_and_the_card_of_the_host(tmp_path):

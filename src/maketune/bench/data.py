@@ -34,7 +34,6 @@ data: {path: text.txt, context_length: 512}
 OURS = """
 import transformers
 from maketune.data import step as data
-from maketune.model import load as model
 from transformers import AutoTokenizer
 
 {started}
@@ -80,9 +79,9 @@ def bench(
     """Measure the data step against datasets.map."""
     if not all(size.isdecimal() and int(size) for size in megabytes.split(",")):
         raise UserError(f"--megabytes={megabytes}: needs whole numbers and commas", "as in --megabytes=10,100")
-    Path(".cache").mkdir(exist_ok=True)
+    contract.DATA_CACHE.mkdir(parents=True, exist_ok=True)  # a container's own folders are read-only or in memory
     rows = []
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=".cache") as name:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=contract.DATA_CACHE) as name:
         folder = Path(name)
         _tokenizer(folder / "tokenizer", tokenizer)
         for size in map(int, megabytes.split(",")):
@@ -137,13 +136,14 @@ def _tokenizer(folder: Path, given: str) -> None:
 
 def _measure(method: str, folder: Path, megabytes: int) -> dict[str, Any]:
     """Run one of the two with empty caches, and sample its memory."""
-    for left in ("runs", ".cache"):
-        shutil.rmtree(folder / left, ignore_errors=True)
-    (folder / ".cache").mkdir()
+    cache = folder / contract.CACHE
+    for left in (folder / contract.RUNS, cache):
+        shutil.rmtree(left, ignore_errors=True)
+    cache.mkdir()
     (folder / "bench.yaml").write_text(CONFIG, encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(contract.PREFIX)}
     ours = contract.Told(run="bench", config="bench.yaml").variables() | {"HF_HUB_OFFLINE": "1"}
-    ours |= {"HF_DATASETS_CACHE": str((folder / ".cache").absolute()), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    ours |= {"HF_DATASETS_CACHE": str(cache.absolute()), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     ours["PYTHONPATH"] = str(Path(__file__).parents[2])
     words = [sys.executable, "-c", SCRIPTS[method].format(**CLOCK)]
     with open(folder / "output", "w+", encoding="utf-8", errors="replace") as output:

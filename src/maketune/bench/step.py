@@ -1,7 +1,7 @@
 """The bench verb: what this project does on this machine, compared with the usual scripts."""
 
 
-def bench(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Measure reading and tokenizing for `data ...`, and else training. Nothing of it stays on the disk."""
     from maketune.bench import data, training
 

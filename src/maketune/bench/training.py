@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from maketune.bench.recipes import RECIPES, Size, Step
 from maketune.core.progress import say
+from maketune.data import sources
 from maketune_common import contract
 from maketune_common.errors import UserError
 
@@ -73,12 +74,9 @@ def run(arguments: list[str]) -> None:
 
 def prepare(folder: Path, size: Size, given: str | None) -> str:
     """Write text.txt (CPython's documentation, one paragraph per line) and tokenizer/; return the tokenizer's name."""
-    from pydoc_data.topics import topics
-
     from transformers import AutoTokenizer
 
-    paragraphs = "\n\n".join(topics.values()).split("\n\n")
-    lines = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
+    lines = list(sources.python_docs())
     (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     name = given or "openai-community/gpt2"
     try:

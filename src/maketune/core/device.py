@@ -21,7 +21,7 @@ def choose_device() -> Choice:
         names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         return Choice("cuda", ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items()))
     if torch.version.cuda is None:
-        return Choice("cpu", "the cpu flavor")
+        return Choice("cpu", "this torch is built for the CPU")
     if not flavor:
         return Choice("cpu", "no GPU was found")
     raise Unfit(

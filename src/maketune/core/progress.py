@@ -36,9 +36,9 @@ def say_once(text: str) -> None:
 
 
 class Aside:
-    """Work that only describes a run, and must not cost it: the first failure is said, and nothing more is tried.
+    """Runs work that a run can do without. The first failure is printed; later calls do nothing.
 
-    `failed` says what was not to be had, `instead` what to do about it or what does without.
+    `failed`: what is missing now; `instead`: what to do, or why it does not matter.
     """
 
     def __init__(self, failed: str, instead: str) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from maketune.core.config import Config
-from maketune.core.files import sha256, write_whole
+from maketune.core.files import write_whole
 from maketune.core.settings import differences, load_config
-from maketune_common import __version__, contract
+from maketune_common import __version__, contract, pins
 from maketune_common.errors import Stopped, UserError
 
 DEFAULT_CONFIG = contract.CPU_CONFIG
@@ -60,9 +60,8 @@ class Run:
         """Whether anything was trained: from then on settings and texts stay as they are."""
         return self.model.exists() or any(self.files.checkpoints.glob("step-*"))
 
-    def read(self, file: str | Path) -> dict[str, Any]:
-        """A JSON file of the run, given as one of `files` or by its name; empty if it does not exist."""
-        path = self.path / Path(file).name
+    def read(self, path: Path) -> dict[str, Any]:
+        """A JSON file of the run, one of `files`; empty if it does not exist. Raises UserError if it is damaged."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
@@ -73,9 +72,9 @@ class Run:
         except ValueError:
             raise UserError(f"{path} is damaged", "delete that file and run the step that writes it again") from None
 
-    def write(self, file: str | Path, content: dict[str, Any]) -> None:
-        """Write a JSON file of the run, whole or not at all."""
-        write_whole(self.path / Path(file).name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    def write(self, path: Path, content: dict[str, Any]) -> None:
+        """Write a JSON file of the run, one of `files`, whole or not at all."""
+        write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def record(self, **facts: Any) -> None:
         """Put facts into the manifest now, so that they are there even if the step is killed."""
@@ -174,6 +173,6 @@ def _surroundings() -> dict[str, Any]:
     """What the launcher says about where the step runs."""
     told = contract.told()
     facts: dict[str, Any] = {key: getattr(told, key) for key in ("runner", "flavor", "gpus", "image", "git_commit")}
-    lock = Path(f"docker/locks/{told.flavor}.txt")
-    facts["lock_sha256"] = sha256(lock) if lock.is_file() else ""
+    locked = (pins.LOCKS / f"{told.flavor}.txt").is_file()
+    facts["lock_sha256"] = pins.lock_digest(Path(), told.flavor) if locked else ""
     return facts | {"inputs": {"DATA": told.data, "TEST_DATA": told.test_data, "MODEL": told.model}}

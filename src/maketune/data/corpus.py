@@ -45,16 +45,22 @@ def all_documents(data: DataConfig, problems: Problems) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def rereadable(data: DataConfig, count_tokens: Callable[[str], int] | None = None) -> Iterator[DataConfig]:
+def rereadable(
+    data: DataConfig, problems: Problems, count_tokens: Callable[[str], int] | None = None
+) -> Iterator[DataConfig]:
     """Settings whose texts can be read twice: standard input or a stream is copied to a file, deleted at the end.
 
-    `count_tokens`: the number of tokens of a text, for data.max_tokens.
+    Counts in `problems` what the copy of a stream leaves out. `count_tokens`: the number of tokens of a text, for
+    data.max_tokens.
     """
     if not (data.path == "-" or data.streaming):
         yield data
         return
     with store.build_folder() as folder:
-        yield _copy_stream(data, folder, count_tokens or _estimate) if data.streaming else _copy_stdin(data, folder)
+        if data.streaming:
+            yield _copy_stream(data, folder, problems, count_tokens or _estimate)
+        else:
+            yield _copy_stdin(data, folder)
 
 
 def _estimate(text: str) -> int:
@@ -70,10 +76,10 @@ def _copy_stdin(data: DataConfig, folder: Path) -> DataConfig:
     return data.model_copy(update={"path": str(path)})
 
 
-def _copy_stream(data: DataConfig, folder: Path, count_tokens: Callable[[str], int]) -> DataConfig:
+def _copy_stream(data: DataConfig, folder: Path, problems: Problems, count_tokens: Callable[[str], int]) -> DataConfig:
     path, tokens = folder / "stream of the Hub.jsonl", 0
     with open(path, "wb") as file:
-        for text in documents(data, Problems()):
+        for text in documents(data, problems):
             tokens += count_tokens(text) + 1  # EOS
             if tokens > (data.max_tokens or 0):
                 break

@@ -47,7 +47,7 @@ def read_json(reading: Reading) -> Iterator[str]:
 
 
 def _plain_text(raw: bytes, column: str) -> str | None:
-    """The text of an ordinary row; None for any other row, which json then decodes and judges."""
+    """The text of an ordinary row; None for any other row, which json then decodes and checks."""
     try:
         text = orjson.loads(raw)[column]
     except (ValueError, KeyError, TypeError, IndexError):

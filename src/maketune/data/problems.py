@@ -76,7 +76,10 @@ class Reading:
         self.reject("too_long", place, message, hint, row)
 
     def accepts(self, text: str, at: str | int) -> bool:
-        """Whether a text is neither empty nor too long; counts or raises it if it is. `at`: its place, or its line."""
+        """Whether a text is neither empty nor too long. Otherwise it is counted, or raises UserError.
+
+        `at`: its place, or its line.
+        """
         limit = self.data.max_document_bytes
         too_long = len(text) * 4 > limit and len(text.encode("utf-8", "replace")) > limit
         if not too_long and text and not text.isspace():

@@ -13,6 +13,7 @@ import orjson
 
 from maketune.core import files as disk
 from maketune.core.config import DataConfig
+from maketune.core.failures import first_line
 from maketune.data.formats import ENDINGS, format_of
 from maketune.data.problems import shown
 from maketune_common import contract
@@ -28,7 +29,7 @@ def files(data: DataConfig, *, test: bool = False) -> list[str]:
 
 
 def python_docs() -> Iterator[str]:
-    """The paragraphs of CPython's own documentation topics, white space collapsed (PSF licence)."""
+    """The paragraphs of CPython's own documentation topics, white space collapsed (PSF license)."""
     from pydoc_data.topics import topics
 
     paragraphs = (paragraph for topic in topics.values() for paragraph in topic.split("\n\n"))
@@ -143,7 +144,7 @@ def _describe_files(data: DataConfig, test: bool = False) -> list[str]:
 def _load(name: str, config: str | None, revision: str | None, split: str, streaming: bool) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     try:  # huggingface_hub resumes a download that was interrupted
         return load_dataset(name, config, revision=revision, split=split, streaming=streaming)
@@ -151,9 +152,9 @@ def _load(name: str, config: str | None, revision: str | None, split: str, strea
         raise UserError(
             f"data set {name!r} is not on the Hub, or you have no access to it: {error}", "private ones need HF_TOKEN"
         ) from None
-    except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, TimeoutError) as error:
+    except (ConnectionError, OfflineModeIsEnabled, HTTPError, TimeoutError) as error:
         raise Unfit(
-            f"cannot reach the Hub for the data set {name!r}: {str(error).splitlines()[0]}",
+            f"cannot reach the Hub for the data set {name!r}: {first_line(error)}",
             "use a local file (DATA=...), fix the network, or set HF_HUB_OFFLINE=1 if it was downloaded before",
         ) from None
     except (ValueError, FileNotFoundError) as error:

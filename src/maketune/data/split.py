@@ -35,10 +35,13 @@ class Survey:
     problems: Problems
 
 
-def survey(data: DataConfig, folder: Path) -> Survey:
-    """Read everything once. `folder` holds the hashes meanwhile. Raises UserError for too few texts."""
+def survey(data: DataConfig, folder: Path, problems: Problems) -> Survey:
+    """Read everything once and count in `problems`. `folder` holds the hashes meanwhile.
+
+    Raises UserError for too few texts.
+    """
     path = folder / "hashes"
-    size, tests, problems = _write_hashes(data, path)
+    size, tests = _write_hashes(data, path, problems)
     hashes = _read_hashes(path)
     path.unlink()
     if data.test_path and not tests:
@@ -54,9 +57,9 @@ def survey(data: DataConfig, folder: Path) -> Survey:
     return Survey(size, fates, np.bincount(fates, minlength=4).tolist(), copies, problems)
 
 
-def _write_hashes(data: DataConfig, path: Path) -> tuple[int, int, Problems]:
-    """Write 8 bytes per document. Returns bytes of text, number of documents of data.test_path, and problems."""
-    problems, size, tests, shown = Problems(), 0, 0, 0
+def _write_hashes(data: DataConfig, path: Path, problems: Problems) -> tuple[int, int]:
+    """Write 8 bytes per document. Returns bytes of text and the number of documents of data.test_path."""
+    size = tests = shown = 0
     key = data.seed.to_bytes(8, "little")
     with open(path, "wb") as hashes, Bar("read", sources.size(data)) as bar:
         for test in (True, False) if data.test_path else (False,):
@@ -69,7 +72,7 @@ def _write_hashes(data: DataConfig, path: Path) -> tuple[int, int, Problems]:
                     shown = size
             if test:
                 tests = hashes.tell() // 8
-    return size, tests, problems
+    return size, tests
 
 
 def _read_hashes(path: Path) -> np.ndarray:

@@ -20,6 +20,8 @@ from maketune.data import bpe, corpus, pack, sources, store, summary
 from maketune.data import tokenize as tokens
 from maketune.data.problems import Problems
 from maketune.data.split import DUPLICATE, IN_TEST, TEST, TRAIN, Survey, survey
+from maketune.model.fetch import fetch
+from maketune.model.tokenizer import base_tokenizer
 from maketune_common.contract import DATA_CACHE
 from maketune_common.errors import Unfit, UserError
 
@@ -39,11 +41,10 @@ ROW_SETTINGS = {"context_length", "packing"}
 def main(overrides: list[str]) -> None:
     """Write data.json, and the tokens unless they are cached. Raises UserError for unreadable or too few texts."""
     run = open_run("data", overrides)
-    from maketune.model import load as model
-
+    problems = Problems()
     with (
         run.step("data"),
-        corpus.rereadable(run.config.data, _token_counter(run.config)) as data,
+        corpus.rereadable(run.config.data, problems, _token_counter(run.config)) as data,
         store.build_folder() as build_folder,
     ):
         for line in sources.describe(data):
@@ -51,9 +52,10 @@ def main(overrides: list[str]) -> None:
         digest = sources.fingerprint(data)
         texts_key = _hash(FORMAT, digest, data.model_dump(exclude=SOURCE_SETTINGS | ROW_SETTINGS))
         cached = any(DATA_CACHE.glob(f"{texts_key}-*"))
-        surveyed = None if cached else survey(data, build_folder)  # errors in the texts first, downloads after
-        source = model.fetch(run.config)
-        tokenizer = model.base_tokenizer(run.config, source)
+        # errors in the texts first, downloads after
+        surveyed = None if cached else survey(data, build_folder, problems)
+        source = fetch(run.config)
+        tokenizer = base_tokenizer(source)
         description = tokenizer.backend_tokenizer.to_str() if tokenizer else f"trained, {run.config.model.vocab_size}"
         key = f"{texts_key}-{_hash(description, tokenizer and tokenizer.eos_token)}"
         _check_unchanged(run, digest, key)
@@ -63,7 +65,7 @@ def main(overrides: list[str]) -> None:
         else:
             if folder.exists():
                 say(f"data: {folder} is damaged; creating it again")
-            build(run.config, data, surveyed or survey(data, build_folder), tokenizer, build_folder)
+            build(run.config, data, surveyed or survey(data, build_folder, problems), tokenizer, build_folder)
             if sources.fingerprint(data) != digest:
                 raise UserError(
                     "the texts changed while they were read", "run it again once nothing is writing to them"
@@ -76,7 +78,7 @@ def main(overrides: list[str]) -> None:
             "digest": digest,
             "model": source and {name: source[name] for name in ("name", "revision", "sha256")},
         }
-        run.write("data.json", content)
+        run.write(run.files.data, content)
         run.record(data={"digest": digest, "cache_key": key}, model=content["model"] or "from scratch")
         summary.show(content)
 
@@ -164,9 +166,7 @@ def warnings(splits: dict[str, Any], context_length: int) -> list[str]:
 
 def _token_counter(config: Config) -> Callable[[str], int] | None:
     """A function that counts a text's tokens, for a stream; None where the tokenizer is not trained yet."""
-    from maketune.model import load as model
-
-    tokenizer = model.base_tokenizer(config, model.fetch(config)) if config.data.streaming else None
+    tokenizer = base_tokenizer(fetch(config)) if config.data.streaming else None
     return tokenizer and (lambda text: len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids))
 
 
@@ -179,7 +179,7 @@ def _check_unchanged(run: Run, digest: str, key: str) -> None:
 
     The first part of a cache key also depends on the format of the cache, which a newer maketune may change.
     """
-    before = run.read("data.json")
+    before = run.read(run.files.data)
     tokenizer = str(before.get("cache_key", key)).partition("-")[2]
     if run.begun and (before.get("digest", digest), tokenizer) != (digest, key.partition("-")[2]):
         raise UserError(

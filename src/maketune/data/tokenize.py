@@ -26,7 +26,7 @@ AHEAD = 4
 
 
 def workers_for(text_bytes: int) -> int:
-    """How many processes the text is worth, at most one per core that this process may use."""
+    """How many processes are worth starting for this much text, at most one per core that this process may use."""
     return max(1, min(len(os.sched_getaffinity(0)), text_bytes // WORKER_BYTES, MOST_WORKERS))
 
 
@@ -117,5 +117,5 @@ def _died(process: subprocess.Popen) -> Unfit:
     reason = f"killed by signal {-code}" if code < 0 else f"code {code}: {(errors or ['-'])[-1][:200]}"
     return Unfit(
         f"a tokenizing process ended unexpectedly ({reason})",
-        "if memory ran out (see dmesg), close other programs or use fewer cores: taskset -c 0 make data",
+        "if memory ran out (see dmesg), close other programs or use fewer cores: taskset -c 0 make data RUNNER=local",
     )

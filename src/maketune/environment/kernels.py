@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from maketune.core.failures import first_line
 from maketune_common.findings import Finding, judged, skipped
 
 SIZE = 256
@@ -159,11 +160,6 @@ def all_reduce(devices: list[str]) -> Finding:
     problem = said[0] if said else f"not finished within {ALL_REDUCE_SECONDS} s"
     fix = "NCCL_P2P_DISABLE=1, or one GPU with GPUS=INDEX; NCCL_DEBUG=INFO says more"
     return judged("all-reduce", not problem, problem or f"over {len(devices)} GPUs", "the sum", fix)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _random(count: int, shape: tuple[int, ...], kind: torch.dtype) -> list[torch.Tensor]:

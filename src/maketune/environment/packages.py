@@ -97,7 +97,7 @@ def check_installed(flavor: str) -> list[Finding]:
     """Compare this interpreter and its packages with the flavor's lock. Imports none of them."""
     if not flavor:
         return skipped("the flavor is not known: no lock to compare with", "python-version", "package-versions")
-    lock = pins.read_lock(f"docker/locks/{flavor}.txt")
+    lock = pins.read_lock(pins.LOCKS / f"{flavor}.txt")
     pin = pins.read_flavor(Path(), flavor)["PYTHON_VERSION"]
     return [python(platform.python_version(), pin), locked(pins.wheel_problems(lock), len(lock))]
 

@@ -39,12 +39,12 @@ def main(overrides: list[str]) -> None:
         failed = [finding for finding in findings if finding.status == FAIL]
         environment, verdict = contract.told().environment, FAIL if failed else OK
         content = {"environment": environment, "verdict": verdict, "checks": [asdict(finding) for finding in findings]}
-        run.write("env.json", content)
+        run.write(run.files.env, content)
         run.record(packages=installed(), **hardware())
         show(findings)
         if failed:
             lines = [f"  {one.id}: found {one.found}, wanted {one.wanted}\n    fix: {one.fix}" for one in failed]
-            raise Unfit("this environment cannot train:\n" + "\n".join(lines), f"every check is in {run.path}/env.json")
+            raise Unfit("this environment cannot train:\n" + "\n".join(lines), f"every check is in {run.files.env}")
 
 
 def check(run: Run) -> list[Finding]:

@@ -63,7 +63,7 @@ def current_model(run: Run) -> "PreTrainedModel":
 
 
 def score(run: Run, network: "PreTrainedModel", split: str, stop: Sequence[int] = ()) -> dict[str, Any]:
-    """The figures for the run's documents of `split` (test, train or all), and what they are over.
+    """The figures for the run's documents of `split` (test, train or all), and which texts they are for.
 
     Leaves the model in the mode it was in. Raises Stopped as soon as `stop` holds the exit code of a signal.
     """
@@ -71,7 +71,7 @@ def score(run: Run, network: "PreTrainedModel", split: str, stop: Sequence[int] 
 
 
 def described(run: Run, split: str, scores: DocumentScores) -> dict[str, Any]:
-    """The first part of eval.json: the figures, and what they are over."""
+    """The first part of eval.json: the figures, and which texts they are for."""
     return {
         **scores.figures,
         "tokens": int(scores.tokens.sum()),

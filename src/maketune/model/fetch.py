@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maketune.core.config import Config
+from maketune.core.failures import first_line
 from maketune.core.files import sha256
 from maketune_common.errors import Unfit, UserError
 
@@ -21,7 +22,11 @@ def fetch(config: Config) -> dict[str, Any] | None:
     """
     settings = config.model
     if settings.init == "scratch":
-        return locate(settings.tokenizer, settings.revision, TOKENIZER_FILES) if settings.tokenizer else None
+        return (
+            locate(settings.tokenizer, settings.revision, TOKENIZER_FILES, "model.tokenizer")
+            if settings.tokenizer
+            else None
+        )
     source = locate(settings.name, settings.revision, MODEL_FILES + TOKENIZER_FILES)
     folder = Path(source["path"])
     description = folder / "config.json"
@@ -59,36 +64,43 @@ def _check_context(config: Config, description: dict[str, Any], name: str) -> No
         )
 
 
-def locate(name: str, revision: str | None, patterns: list[str]) -> dict[str, Any]:
+def locate(name: str, revision: str | None, patterns: list[str], setting: str = "MODEL") -> dict[str, Any]:
     """Where a model is: a folder as it is, or the Hub repository's files of these patterns, in the cache.
 
-    Returns what `fetch` does, without a SHA-256. Raises UserError and Unfit as `fetch` does.
+    Returns what `fetch` does, without a SHA-256. Raises UserError and Unfit as `fetch` does; `setting`: what gave the
+    name, for their messages.
     """
     if Path(name).is_dir():
         return {"name": name, "revision": None, "path": name, "sha256": None}
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(
-            f"MODEL: no folder {name}",
+            f"{setting}: no folder {name}",
             "give a folder that save_pretrained wrote, or a Hub id such as openai-community/gpt2",
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"MODEL {name!r}: not a local folder, and not a Hub repository you can access: "
-            f"{str(error).splitlines()[0]}",
-            "check MODEL= (and model.revision); private and gated repositories need HF_TOKEN",
+            f"{setting} {name!r}: not a local folder, and not a Hub repository you can access: {first_line(error)}",
+            f"check {setting}= (and model.revision); private and gated repositories need HF_TOKEN",
         ) from None
-    except OSError as error:  # no network, or offline and nothing cached: huggingface_hub has no one class for it
-        if error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError)):
+    except (HTTPError, OSError) as error:  # no network, or offline and nothing cached: there is no one class for it
+        local = isinstance(error, OSError) and error.errno is not None
+        if local and not isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
             raise
         raise Unfit(
-            f"the Hub cannot be reached for MODEL {name!r}, and the cache has no complete copy: "
-            f"{str(error).splitlines()[0]}",
-            "give a local folder (MODEL=path), fix the network, or train from scratch (CONFIG=configs/smoke.yaml); "
-            "if it was fetched before, HF_HUB_OFFLINE=1 uses the cached copy",
+            f"the Hub cannot be reached for {setting} {name!r}, and the cache has no complete copy: "
+            f"{first_line(error)}",
+            f"give a local folder ({setting}=path), fix the network, or train from scratch "
+            "(CONFIG=configs/smoke.yaml); if it was fetched before, HF_HUB_OFFLINE=1 uses the cached copy",
         ) from None
     return {"name": name, "revision": path.name, "path": str(path), "sha256": None}

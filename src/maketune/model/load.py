@@ -13,9 +13,6 @@ from maketune.core.failures import first_line
 from maketune.core.run import Run
 from maketune.model.attention import check_proved
 from maketune.model.fetch import MODEL_FILES, locate
-from maketune.model.fetch import fetch as fetch  # other rooms still call these two modules through this one
-from maketune.model.tokenizer import base_tokenizer as base_tokenizer
-from maketune.model.tokenizer import cached_tokenizer as cached_tokenizer
 from maketune_common.errors import UserError
 
 if TYPE_CHECKING:

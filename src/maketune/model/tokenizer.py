@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maketune.core.config import Config
 from maketune.core.failures import first_line
 from maketune_common.errors import UserError
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def base_tokenizer(config: Config, source: dict[str, Any] | None) -> "PreTrainedTokenizerFast | None":
+def base_tokenizer(source: dict[str, Any] | None) -> "PreTrainedTokenizerFast | None":
     """The tokenizer that `fetch` brought; None if one is to be trained.
 
     Raises UserError for one that is not fast, has no EOS token, or has more tokens than its model.

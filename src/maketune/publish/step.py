@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from maketune.core.failures import first_line
 from maketune.core.progress import say
 from maketune.core.run import Run, named
 from maketune.core.settings import load_config
@@ -10,7 +11,7 @@ from maketune_common import contract
 from maketune_common.errors import Unfit, UserError
 
 
-def publish(run_name: str, to: str, public: bool) -> None:
+def main(run_name: str, to: str, public: bool) -> None:
     """Push the run's model/ to the repository `to` in one commit, with a card that loads from there; print its address.
 
     A new repository is private unless `public`. Raises UserError for a run without a model, a wrong name, a missing or
@@ -41,10 +42,10 @@ def publish(run_name: str, to: str, public: bool) -> None:
             commit = api.create_commit(to, operations, commit_message=f"Run {run.name}")
         except (HfHubHTTPError, HFValidationError) as error:
             hint = "check that the name is yours and that the token may write to it"
-            raise UserError(f"the Hub refuses {to}: {str(error).splitlines()[0]}", hint) from None
+            raise UserError(f"the Hub refuses {to}: {first_line(error)}", hint) from None
         except (HTTPError, ConnectionError, TimeoutError) as error:  # offline is a ConnectionError
             raise Unfit(
-                f"the Hub cannot be reached: {(str(error) or type(error).__name__).splitlines()[0]}",
+                f"the Hub cannot be reached: {first_line(error)}",
                 "check the network (HF_HUB_OFFLINE=1 forbids it); nothing is half published: it is one commit",
             ) from None
     print(commit.commit_url)

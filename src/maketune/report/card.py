@@ -31,7 +31,7 @@ def text(run: Run, name: str) -> str:
     """The card. `name` is where its code loads the model from: a folder, or a repository on the Hub."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    scores, data, manifest = run.read("eval.json"), run.read("data.json"), run.read("manifest.json")
+    scores, data, manifest = map(run.read, (run.files.eval, run.files.data, run.files.manifest))
     figures = [figure for figure in FIGURES if figure.key in scores]
     columns = [values for values in (scores.get("before"), scores) if values]
     settings, dataset = run.config, run.config.data.dataset

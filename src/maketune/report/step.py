@@ -6,7 +6,7 @@ from maketune_common import contract
 from maketune_common.errors import UserError
 
 
-def report(others: list[str]) -> None:
+def main(others: list[str]) -> None:
     """Write report.html of the run that MAKETUNE_RUN names, and print its path; nothing else in a run changes.
 
     With `others` beside it, the page is RUN's report-with-OTHERS.html. Raises UserError for a run that does not exist

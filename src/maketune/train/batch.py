@@ -21,6 +21,7 @@ from maketune.train.loss import split_head, token_loss
 from maketune.train.probe import even_sizes, probe
 from maketune.train.random_state import random_state, restore_random_state
 from maketune.train.replicas import Replicas
+from maketune_common.choice import Choice
 from maketune_common.errors import OUT_OF_MEMORY, UserError
 
 CPU_TOKENS = 2048
@@ -71,8 +72,10 @@ class MicroBatches:
         if self.replicas:
             self.replicas.meet(self.network)
         seconds = self._choose_size(run, optimizer, device)
-        setting = run.read("manifest.json").get("torch_compile", run.config.train.torch_compile)
-        choice = compiled.choose(setting, device.type, steps, seconds)
+        choice = compiled.choose(run.config.train.torch_compile, device.type, steps, seconds)
+        earlier = run.read(run.files.manifest).get("torch_compile") if run.begun else None
+        if earlier is not None:
+            choice = Choice(str(earlier).lower(), "as when the run began")
         run.record(torch_compile=choice.value == "true")
         if choice.value == "true":
             compiled.compile_blocks(self.network)

@@ -14,6 +14,8 @@ from maketune_common.errors import Unfit, UserError
 FILES = "files.json"
 """Each of a checkpoint's files with its bytes and SHA-256; written last."""
 NOTES = "maketune.json"
+STAGING = ".staging"
+"""The folder beside the checkpoints in which the next one is written."""
 
 
 @dataclass
@@ -86,10 +88,10 @@ def damage(checkpoint: Path) -> str:
 
 
 def finish(written: Path, step: int, notes: Notes, keep: int) -> None:
-    """Complete a checkpoint that was written to `checkpoints/<staging>/<any name>` and rename it into checkpoints/.
+    """Complete a checkpoint that was written to `checkpoints/STAGING/<any name>` and rename it into checkpoints/.
 
     Then remove all others but the newest `keep` up to its step and the best. A kill at any moment leaves only complete
-    checkpoints. Those of later steps are damaged, or of a future that is being trained again.
+    checkpoints. Checkpoints of later steps are damaged, or will be trained again.
     """
     checkpoints = written.parent.parent
     (written / NOTES).write_text(json.dumps(asdict(notes)), encoding="utf-8")

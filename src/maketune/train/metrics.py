@@ -6,7 +6,7 @@ import resource
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -16,38 +16,30 @@ from maketune.core.progress import Aside, Bar, say
 from maketune.core.run import Run
 from maketune.train.checkpoints import notes_of, step_of
 from maketune.train.gpu_watch import GpuWatch
-from maketune_common.contract import RunDirectory
-
-
-class Metric(NamedTuple):
-    """A figure: its unit and its name in TensorBoard."""
-
-    unit: str
-    graph: str
-
 
 METRICS = {
-    "loss": Metric("nats per token", "train/loss"),
-    "learning_rate": Metric("", "train/learning_rate"),
-    "grad_norm": Metric("before clipping", "train/grad_norm"),
-    "tokens_per_second": Metric("tokens per second", "train/tokens_per_second"),
-    "memory_bytes": Metric("bytes, the peak so far", "train/memory_bytes"),
-    "mfu": Metric("share of the GPUs' peak FLOP/s", "train/mfu"),
-    "gpu_utilization_percent": Metric("percent", "gpu/utilization_percent"),
-    "gpu_memory_bytes": Metric("bytes, of all processes", "gpu/memory_bytes"),
-    "gpu_power_watts": Metric("watts", "gpu/power_watts"),
-    "gpu_temperature_celsius": Metric("degrees Celsius", "gpu/temperature_celsius"),
-    "eval_loss": Metric("nats per token", "eval/loss"),
-    "eval_perplexity": Metric("", "eval/perplexity"),
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "tokens_per_second": "train/tokens_per_second",
+    "memory_bytes": "train/memory_bytes",
+    "mfu": "train/mfu",
+    "gpu_utilization_percent": "gpu/utilization_percent",
+    "gpu_memory_bytes": "gpu/memory_bytes",
+    "gpu_power_watts": "gpu/power_watts",
+    "gpu_temperature_celsius": "gpu/temperature_celsius",
+    "eval_loss": "eval/loss",
+    "eval_perplexity": "eval/perplexity",
 }
-"""The figures of metrics.jsonl that TensorBoard draws. A new one: a line here, a value in `on_log` or gpu_watch.py."""
+"""The figures of metrics.jsonl that TensorBoard draws, each with its name there. A new one: a line here, a value in
+`on_log` or gpu_watch.py, and a Plot in report/charts.py."""
 
 
 class Metrics(TrainerCallback):
     """Writes each step's figures. On a resume the file is cut back to the checkpoint, so no step is in it twice."""
 
     def __init__(self, run: Run, checkpoint: Path | None, gpu: GpuWatch | None = None) -> None:
-        self.path, graphs = RunDirectory(run.path).metrics, RunDirectory(run.path).tensorboard
+        self.path, graphs = run.files.metrics, run.files.tensorboard
         self.every, self.gpu = run.config.train.logging_steps, gpu
         self.step_tokens = 0
         """Tokens predicted in the current step; training_step sets it."""
@@ -158,7 +150,7 @@ class Metrics(TrainerCallback):
     def _draw(self, line: dict[str, Any]) -> None:
         for key, value in line.items():
             if key in METRICS:
-                self.graphs.add_scalar(METRICS[key].graph, value, line["step"])
+                self.graphs.add_scalar(METRICS[key], value, line["step"])
 
 
 def _writer(folder: Path, purge_step: int | None) -> Any:

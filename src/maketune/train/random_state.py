@@ -1,4 +1,4 @@
-"""Random states, so that what is done again, or in between, draws what it would have drawn."""
+"""Save and restore random states, so that a repeated step draws the same numbers."""
 
 import contextlib
 import random
@@ -23,7 +23,7 @@ def restore_random_state(state: list[Tensor], device: torch.device) -> None:
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Whatever is drawn in the block (by Python, NumPy or torch), what follows draws as if nothing had been."""
+    """Restore the random states of Python, NumPy and torch after the block."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):

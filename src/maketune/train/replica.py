@@ -97,7 +97,7 @@ class Replica:
 
 def build(run: Run) -> Any:
     """The run's model with its initial weights; the leader sends the current ones with each order."""
-    source = run.read("data.json")["model"]
+    source = run.read(run.files.data)["model"]
     return model.to_train(run, source, cached_tokenizer(run.tokens / "tokenizer"))
 
 

@@ -22,7 +22,7 @@ from maketune.model import load as model
 from maketune.model.tokenizer import cached_tokenizer
 from maketune.train.arguments import arguments
 from maketune.train.cadence import Cadence
-from maketune.train.checkpoints import check_run_fits, newest, notes_of, saved_weights
+from maketune.train.checkpoints import STAGING, check_run_fits, newest, notes_of, saved_weights
 from maketune.train.dashboards import guard_dashboards, prepare_dashboard
 from maketune.train.gpu_watch import watch
 from maketune.train.metrics import Metrics
@@ -31,7 +31,6 @@ from maketune.train.save import save_model
 from maketune.train.stop import stop_signals
 from maketune.train.trainer import MaketuneTrainer
 from maketune_common.choice import Choice
-from maketune_common.contract import RunDirectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,13 +43,14 @@ def main(overrides: list[str]) -> None:
     """
     run = open_run("train", overrides)
     with alone(run):
-        if RunDirectory(run.path).trained:
+        if run.files.trained:
             say(f"train: {run.path} is already trained; showing its results again")
         else:
             with run.step("train"):
                 _train(run)
-    if set(run.read("eval.json")) >= evaluate.KEYS:
-        print(evaluate.summary(run.read("eval.json")))
+    scores = run.read(run.files.eval)
+    if set(scores) >= evaluate.KEYS:
+        print(evaluate.summary(scores))
     else:
         evaluate.evaluate_run(run)
     generate.generate_run(run)
@@ -67,7 +67,7 @@ def _train(run: Run) -> None:
     say_once(f"device: {device.value} ({device.reason})")
     say(f"precision: {precision.value} ({precision.reason})")
     checkpoint = _newest_checkpoint(run)
-    restore_threads(notes_of(checkpoint).threads or run.read("manifest.json").get("threads"))
+    restore_threads(notes_of(checkpoint).threads or run.read(run.files.manifest).get("threads"))
     tokenizer = cached_tokenizer(tokens / "tokenizer")
     generate.check(run, tokenizer)  # better now than after the training
     count = processes(device.value, run.config.train.batch_size)
@@ -79,13 +79,14 @@ def _train(run: Run) -> None:
         )
     with Replicas(run, count, device.value, precision.value) if count > 1 else contextlib.nullcontext() as replicas:
         network = _fit(run, tokens, tokenizer, checkpoint, device, precision, replicas)
+    run.files.eval.unlink(missing_ok=True)  # figures from before the model was trained
     save_model(run, network, tokenizer)
 
 
 def _newest_checkpoint(run: Run) -> Path | None:
-    checkpoints = RunDirectory(run.path).checkpoints
+    checkpoints = run.files.checkpoints
     checkpoints.mkdir(exist_ok=True)
-    shutil.rmtree(checkpoints / ".staging", ignore_errors=True)
+    shutil.rmtree(checkpoints / STAGING, ignore_errors=True)
     return newest(checkpoints)
 
 
@@ -106,7 +107,7 @@ def _fit(
     replicas: Replicas | None,
 ) -> torch.nn.Module:
     """Train on the tokens in the folder `tokens` from the checkpoint, or from the start; return the model."""
-    network = model.to_train(run, run.read("data.json")["model"], tokenizer)
+    network = model.to_train(run, run.read(run.files.data)["model"], tokenizer)
     rows = _rows(run, tokens, tokenizer.eos_token_id)
     count = replicas.count if replicas else 1
     parameters = _parameters(run, network)
@@ -123,7 +124,7 @@ def _fit(
             stop_codes,
             replicas,
             model=network,
-            args=arguments(run.config.train, RunDirectory(run.path).checkpoints, device, precision),
+            args=arguments(run.config.train, run.files.checkpoints, device, precision),
             train_dataset=rows,
             data_collator=functools.partial(collate, pad=rows.pad),
             callbacks=[metrics, Cadence(run.config.train, stop_codes)],
@@ -158,7 +159,7 @@ def _check_disk(run: Run, network: "transformers.PreTrainedModel", parameters: i
     """Raise Unfit if checkpoints (weights and Adam's two moments in fp32) and the model do not fit the disk."""
     checkpoint_bytes = 12 * sum(weight.numel() for weight in saved_weights(network))
     count = run.config.train.save_total_limit + 1  # and the best
-    check_run_fits(RunDirectory(run.path).checkpoints, checkpoint_bytes, count, 4 * parameters)
+    check_run_fits(run.files.checkpoints, checkpoint_bytes, count, 4 * parameters)
 
 
 def _record(run: Run, parameters: int, count: int) -> None:

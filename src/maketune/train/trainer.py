@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerControl, TrainerState
 
+from maketune.core.failures import first_line
 from maketune.core.progress import say
 from maketune.core.run import Run
 from maketune.evaluate import step as evaluate
@@ -171,7 +172,7 @@ class MaketuneTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Let the Trainer save to a staging folder, then rename it into place. Raises Unfit where the disk fails."""
         step, folder = self.state.global_step, Path(self.args.output_dir)
-        staging = folder / ".staging"
+        staging = folder / checkpoints.STAGING
         hint = f"free some space, then make train RUN={self.run.name} resumes from the last good checkpoint"
         shutil.rmtree(staging, ignore_errors=True)
         check_room(folder, self._checkpoint_bytes(), "the weights and moments to save", hint)
@@ -188,8 +189,7 @@ class MaketuneTrainer(Trainer):
             shutil.rmtree(staging, ignore_errors=True)
             if not write_failed(error):
                 raise
-            first = str(error).splitlines()[0][:200]
-            raise Unfit(f"{folder}: step {step} could not be saved: {first}", hint) from None
+            raise Unfit(f"{folder}: step {step} could not be saved: {first_line(error)}", hint) from None
         finally:
             self._staging = None
         if self.stop_codes:

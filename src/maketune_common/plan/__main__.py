@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -65,7 +66,10 @@ def main(words: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         print(f"hint: {error.hint}", file=sys.stderr)
         return error.code
-    print(json.dumps(plan.content(), indent=2) if options.json else "\n".join(page.lines(plan)))
+    try:
+        print(json.dumps(plan.content(), indent=2) if options.json else "\n".join(page.lines(plan)), flush=True)
+    except BrokenPipeError:  # a reader who has seen enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

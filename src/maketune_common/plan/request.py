@@ -41,7 +41,7 @@ def make(options: argparse.Namespace) -> Plan:
     card = _card(options)
     name, model = _model(options, values)
     training = _training(options, values, card, model, _dropout(values, name))
-    if training.context > model.positions and name in MODELS:
+    if training.context > model.positions:
         hint = f"--context {model.positions}"
         raise UserError(f"{name} sees {model.positions:,} tokens, not {training.context:,}", hint)
     tokens, tokens_from = _tokens(options, values, training)
@@ -231,7 +231,7 @@ def _speed(options: argparse.Namespace, training: Training, card: Card | None) -
     if options.tokens_per_second:
         return options.tokens_per_second, "given"
     model = training.model
-    earlier = runs.measured(RUNS, options.gpu or "")
+    earlier = runs.measured(RUNS, options.gpu or "", training.gpus)
     if earlier and (earlier.parameters, earlier.context) == (model.parameters, training.context):
         return earlier.tokens_per_second, f"measured: runs/{earlier.run}"
     if card:

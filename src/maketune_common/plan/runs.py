@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from maketune_common.contract import RunDirectory
 from maketune_common.errors import UserError
+from maketune_common.plan import gpus
 
 WARM_UP, STEPS = 3, 7
 """The first steps of a run say nothing about its speed; so many more must follow."""
@@ -41,12 +42,12 @@ def data_vocabulary(path: Path) -> int:
         return 0
 
 
-def measured(runs: Path, gpu: str) -> Speed | None:
-    """The median speed of the newest run that is long enough, on this kind of GPU (`""`: on the CPU)."""
+def measured(runs: Path, gpu: str, count: int) -> Speed | None:
+    """The median speed of the newest run that is long enough, on `count` GPUs of this name (`""`: on the CPU)."""
     speeds = []
     for path in runs.glob("*/" + RunDirectory(runs).metrics.name):
         try:
-            speed = _speed(RunDirectory(path.parent), gpu)
+            speed = _speed(RunDirectory(path.parent), gpu, count)
             if speed:
                 speeds.append((path.stat().st_mtime, speed))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -54,13 +55,14 @@ def measured(runs: Path, gpu: str) -> Speed | None:
     return max(speeds)[1] if speeds else None
 
 
-def _speed(run: RunDirectory, gpu: str) -> Speed | None:
+def _speed(run: RunDirectory, gpu: str, count: int) -> Speed | None:
     manifest = _json(run.manifest)
-    names = [] if manifest.get("gpus") == "0" else [each["name"] for each in manifest.get("gpu") or []]
+    names = [] if manifest.get("gpus") == "0" else [card["name"] for card in manifest.get("gpu") or []]
     lines = run.metrics.read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines if line.endswith("}")][WARM_UP:]
     speeds = sorted(step["tokens_per_second"] for step in steps if step.get("tokens_per_second"))
-    if len(speeds) < STEPS or (names[:1] or [""])[0] != gpu:
+    same = gpus.key((names or [""])[0]) == gpus.key(gpu) and manifest.get("processes", 1) == count
+    if len(speeds) < STEPS or not same:
         return None
     context = _json(run.data)["context_length"]
     return Speed(run.name, speeds[len(speeds) // 2], manifest["parameters"], context)
