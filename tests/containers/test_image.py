@@ -78,7 +78,7 @@ def test_docker_stop_saves_and_the_run_goes_on_to_the_same_weights(image, strang
         code = wrapped.wait(timeout=600)["StatusCode"]
         log = running.get_logs()[1].decode()
     assert code == 143, log
-    assert "saved; `make train RUN=smoke` goes on" in log
+    assert "saved; `make train RUN=smoke` resumes it" in log
     code, output = call(container(image, strangers_folder, "train", *settings, **run))
     assert code == 0, output
     assert "from step-" in output
