@@ -88,7 +88,7 @@ def test_figures_before_and_after_stand_side_by_side(run, monkeypatch):
         "perplexity": 21.7,
         "before": {"perplexity": 35.1, "loss": 3.6, "bits_per_byte": 2},
     }
-    monkeypatch.setattr(Run, "read", lambda self, name: scores if name == "eval.json" else {})
+    monkeypatch.setattr(Run, "read", lambda self, path: scores if path == self.files.eval else {})
     assert "| perplexity | 35.10 | 21.70 |" in card.text(run, "x")
 
 
