@@ -1,6 +1,6 @@
 import pytest
 
-from maketune.core.config import SCRATCH_DEFAULTS, Config
+from maketune.core.config import SCRATCH_DEFAULTS, Config, TrainConfig
 from maketune.core.settings import differences, load_config
 from maketune_common.errors import UserError
 from support.workspace import REPOSITORY
@@ -177,3 +177,9 @@ def test_every_setting_has_a_docstring():
 def test_scratch_defaults_are_what_a_new_model_gets(tmp_path):
     model = load(tmp_path, "data: {path: x}\nmodel: {init: scratch}").model
     assert {key: getattr(model, key) for key in SCRATCH_DEFAULTS} == SCRATCH_DEFAULTS
+
+
+def test_a_section_without_settings_has_the_defaults(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {builtin: python-docs}\ntrain:\n  # learning_rate: 1.0e-3\n")
+    assert load_config(str(path), []).train == TrainConfig()

@@ -124,6 +124,7 @@ def two_runs(steps):
     for name in ("r", "b"):
         (steps.clone.root / "runs" / name / "model").mkdir(parents=True)
         (steps.clone.root / "runs" / name / "manifest.json").write_text("{}")
+        (steps.clone.root / "runs" / name / "metrics.jsonl").write_text("")
         (steps.clone.root / "runs" / name / "model/config.json").write_text("{}")
     return steps
 

@@ -373,3 +373,12 @@ def test_numbers_that_make_no_sense_are_refused(words, message):
     done = run("--config", "configs/gpt2.yaml", "--gpu", "RTX 4090", "--tokens", "1e9", *words)
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plan_that_cannot_be_printed_is_one_error():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "maketune_common.plan", "--model", "gpt2"]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert "could not be printed: No space left" in done.stderr and "Traceback" not in done.stderr

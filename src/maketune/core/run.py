@@ -53,6 +53,8 @@ class Run:
         folder = contract.DATA_CACHE / str(self.read(self.files.data).get("cache_key") or "-")
         if not folder.exists():
             raise UserError(f"{self.path}: no data yet", f"make data RUN={self.name}")
+        if not (folder / "train.tokens").exists():
+            raise UserError(f"{folder}: tokens of another version of maketune", f"make data RUN={self.name}")
         return folder
 
     @property

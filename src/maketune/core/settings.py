@@ -147,6 +147,7 @@ def _parse(path: str) -> tuple[Tree, Lines]:
         raise UserError(f"{path}{place}: not valid YAML: {problem}", "compare it with configs/smoke.yaml") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: has no sections", f"it needs some of: {', '.join(Config.model_fields)}")
+    tree = {section: {} if settings is None else settings for section, settings in tree.items()}
     lines: Lines = {}
     for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
         lines[(key.value,)] = key.start_mark.line + 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,8 @@ def main(overrides: list[str]) -> None:
     else:
         evaluate.evaluate_run(run)
     generate.generate_run(run)
-    say(f"done: {run.path}  (make report RUN={run.name}, make generate RUN={run.name} PROMPT=...)")
+    name = shlex.quote(run.name)
+    say(f"done: {run.path}  (make report RUN={name}, make generate RUN={name} PROMPT=...)")
 
 
 def _train(run: Run) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from maketune_common.errors import UserError
+from maketune_common.errors import UNFIT, UserError, os_hint
 from maketune_common.plan import page
 from maketune_common.plan.arithmetic import MFU, MODELS
 from maketune_common.plan.request import make
@@ -70,6 +70,10 @@ def main(words: list[str]) -> int:
         print(json.dumps(plan.content(), indent=2) if options.json else "\n".join(page.lines(plan)), flush=True)
     except BrokenPipeError:  # a reader who has seen enough (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends
+        print(f"error: the plan could not be printed: {error.strerror}\nhint: {os_hint(error)}", file=sys.stderr)
+        return UNFIT
     return 0
 
 

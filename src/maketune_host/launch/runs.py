@@ -45,10 +45,13 @@ def check_exists(root: Path, name: str) -> None:
 
 
 def worked_on(root: Path, name: str) -> str:
-    """The run `name`, or without a name the one written to last. Raises UserError if no step has worked on it yet."""
+    """The run `name`, or without a name the one written to last. Raises UserError if no step has worked on it yet.
+
+    Of runs without a name only those with texts or metrics count: env-verify leaves a run of its own.
+    """
     written = {}
     for run in every(root):
-        if run.manifest.exists():
+        if run.manifest.exists() and (name or run.data.exists() or run.metrics.exists()):
             files = [path for path in (run.manifest, run.metrics) if path.exists()]
             written[run.name] = max(path.stat().st_mtime for path in files)
     if name and name not in written:

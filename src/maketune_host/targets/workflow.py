@@ -208,6 +208,7 @@ def perform(launch: Launch, steps: list[str]) -> int:
         if code in (137, -9):
             hint = "out of memory? Fewer sequences in memory: ARGS=train.micro_batch_size=1; dmesg says who killed it"
             complain(f"{step} was killed", hint)
+            code = 137  # as a shell says it, whatever the runner
         if code == INPUT and unnamed:
             forget(launch.run)
         if code:
