@@ -44,14 +44,14 @@ def check_exists(root: Path, name: str) -> None:
         raise UserError(f"there is no run runs/{name}", near or f"make train RUN={name}")
 
 
-def worked_on(root: Path, name: str) -> str:
+def worked_on(root: Path, name: str, measured: bool = False) -> str:
     """The run `name`, or without a name the one written to last. Raises UserError if no step has worked on it yet.
 
-    Of runs without a name only those with texts or metrics count: env-verify leaves a run of its own.
+    `measured`: without a name, only runs with metrics count; env-verify leaves a run of its own that has none.
     """
     written = {}
     for run in every(root):
-        if run.manifest.exists() and (name or run.data.exists() or run.metrics.exists()):
+        if run.manifest.exists() and (name or not measured or run.metrics.exists()):
             files = [path for path in (run.manifest, run.metrics) if path.exists()]
             written[run.name] = max(path.stat().st_mtime for path in files)
     if name and name not in written:
@@ -64,7 +64,7 @@ def worked_on(root: Path, name: str) -> str:
 def to_report(root: Path, text: str) -> list[str]:
     """The runs that RUN names, separated by spaces (a name may hold one); without RUN, the one last written to."""
     if not text or directory(root, text).path.is_dir():
-        return [worked_on(root, text and run_name(text))]
+        return [worked_on(root, text and run_name(text), measured=True)]
     return [worked_on(root, run_name(name)) for name in dict.fromkeys(text.split())]
 
 
