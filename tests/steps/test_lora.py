@@ -75,6 +75,7 @@ def test_a_cosine_ends_at_min_lr(folder):
     assert max(rates) == 1e-2 and 1e-3 <= rates[-1] < 1.3e-3
 
 
+@pytest.mark.slow
 def test_an_adapters_run_killed_and_repeated_ends_in_the_same_weights(folder):
     done(adapted(folder, "again", "data"))
     process = adapted(folder, "again", "train", workspace.start)

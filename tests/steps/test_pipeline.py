@@ -117,6 +117,7 @@ def test_a_finished_run_is_not_trained_again(folder, trained):
     assert (trained / "model/model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_run_stopped_and_repeated_ends_in_the_same_weights(folder, trained, number, code):
     run = f"stopped{code}"
@@ -139,6 +140,7 @@ def test_a_run_stopped_and_repeated_ends_in_the_same_weights(folder, trained, nu
     assert all(torch.equal(weights[name], undisturbed[name]) for name in undisturbed)
 
 
+@pytest.mark.slow
 def test_the_micro_batch_size_changes_rounding_alone(folder, trained):
     """The reference run has dropout, whose pattern depends on the split, so both runs here go without."""
     ends = []

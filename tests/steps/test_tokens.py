@@ -73,6 +73,7 @@ def test_a_failure_while_reading_is_raised_as_it_is(tokenizer):
     assert children() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_step_that_is_stopped_leaves_no_process_and_no_tokens(tmp_path, number, code):
     folder = workspace.make(tmp_path)
